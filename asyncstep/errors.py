@@ -67,7 +67,13 @@ class Error(Exception):
 
 
 class OutOfRangeError(Error):
-    """The data has ended. Out of a session's own run it is a clean end (contract S7)."""
+    """The data has ended. Out of a session's own run it is a clean end (contract S7).
+
+    Attributes:
+        session: the monitored session that it ends; None if it is an ordinary error.
+    """
+
+    session: Any = None
 
 
 class AbortedError(Error):
@@ -107,7 +113,13 @@ class NanLossError(Error):
 
 
 class SessionClosedError(Error, RuntimeError):
-    """The session is not open: it was not opened yet, or it is closed."""
+    """The session is not open: it was not opened yet, or it is closed.
+
+    Attributes:
+        session: the session, where the error came of using it.
+    """
+
+    session: Any = None
 
 
 def kind_of(value: object) -> str:

@@ -1,0 +1,1 @@
+"""What is computed: graphs and their nodes. Nothing here runs anything."""

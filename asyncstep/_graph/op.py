@@ -1,0 +1,204 @@
+"""op: a function whose calls are nodes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import numbers
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, final, overload
+
+from asyncstep._graph.node import Node
+from asyncstep.errors import InvalidArgumentError, InvalidTypeError, kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    import anyio
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+P = ParamSpec("P")
+
+Offload = Literal["thread", "process"]
+
+
+@dataclass(frozen=True, slots=True)
+class OpOptions:
+    """How an op is called: where, how often, how long, how many at a time."""
+
+    offload: Offload | None = None
+    retry: Any = None
+    timeout: float | None = None
+    limiter: anyio.CapacityLimiter | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the function can be called as it is."""
+        return self.offload is None and self.retry is None and self.timeout is None and self.limiter is None
+
+
+@final
+class Op(Generic[P, T_co]):
+    """A function made by `op`: called with nodes and values, it gives a Node, and nothing runs yet."""
+
+    def __init__(self, function: Callable[P, Any], name: str | None, options: OpOptions) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.is_async = _is_async(function)
+        self.name = name or getattr(function, "__name__", type(function).__name__).strip("<>")
+        self.options = options
+        try:
+            self.signature: inspect.Signature | None = inspect.signature(function)
+        except (TypeError, ValueError):  # some builtins have none
+            self.signature = None
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}{self.signature or '(...)'}>"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Node[T_co]:
+        """A node that calls the function with these arguments, once those of them that are nodes are known.
+
+        Raises:
+            InvalidTypeError: the function does not take such arguments; the message has its signature.
+        """
+        if self.signature is not None:
+            try:
+                self.signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise InvalidTypeError(f"{error}, in a call of the op {self.name}{self.signature}") from None
+        return OpNode(self, args, kwargs)
+
+
+@final
+class OpNode(Node[T_co]):
+    """One call of an op."""
+
+    __slots__ = ("args", "kwargs", "op")
+
+    def __init__(self, called: Op[Any, T_co], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.op = called
+        self.args = args
+        self.kwargs = kwargs
+        super().__init__(called.name, inputs=nodes_in((args, kwargs)))
+
+
+@overload
+def op(function: Callable[P, Awaitable[T]], /) -> Op[P, T]: ...
+@overload
+def op(function: Callable[P, T], /) -> Op[P, T]: ...
+@overload
+def op(
+    *,
+    name: str | None = None,
+    offload: Offload | None = None,
+    retry: Any = None,
+    timeout: float | None = None,
+    limiter: anyio.CapacityLimiter | None = None,
+) -> _OpDecorator: ...
+def op(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    offload: Offload | None = None,
+    retry: Any = None,
+    timeout: float | None = None,
+    limiter: anyio.CapacityLimiter | None = None,
+) -> Any:
+    """Make a function an op: calling it adds a node to the graph (``@op`` or ``@op(...)``).
+
+    Args:
+        function: ``async def`` or ``def``. Arguments may be nodes, plain values, or lists, tuples and
+            dicts of them at any depth.
+        name: of the nodes; the function's name by default.
+        offload: run a ``def`` function off the event loop, in a ``"thread"`` or a ``"process"``.
+        retry: attempts in all (an int, with exponential back-off), or a ``tenacity.AsyncRetrying``.
+        timeout: seconds for one attempt; then DeadlineExceededError.
+        limiter: an ``anyio.CapacityLimiter`` that nodes share, held for an attempt, not between them.
+
+    Raises:
+        InvalidTypeError, InvalidArgumentError: at once, for options that cannot work.
+    """
+    options = OpOptions(offload, retry, timeout, limiter)
+    _check_options(options)
+
+    def decorate(function: Callable[..., Any]) -> Op[..., Any]:
+        _check_function(function, options)
+        return Op(function, name, options)
+
+    return decorate if function is None else decorate(function)
+
+
+class _OpDecorator:
+    """The type of ``op(...)``."""
+
+    @overload
+    def __call__(self, function: Callable[P, Awaitable[T]], /) -> Op[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[P, T], /) -> Op[P, T]: ...
+    def __call__(self, function: Any, /) -> Any:
+        """Make the op."""
+
+
+def nodes_in(value: object) -> tuple[Node[Any], ...]:
+    """The nodes in a nesting of lists, tuples and dicts, in order."""
+    return tuple(_walk(value))
+
+
+def _walk(value: object) -> Iterator[Node[Any]]:
+    pending = [value]
+    open_containers: list[int] = []
+    while pending:
+        item = pending.pop()
+        if isinstance(item, Node):
+            yield item
+        elif isinstance(item, (list, tuple, dict)):
+            if len(open_containers) > _MOST_CONTAINERS:
+                raise InvalidArgumentError("the arguments of a node contain themselves, or are nested without end")
+            open_containers.append(id(item))
+            pending.extend(reversed(list(item.values()) if isinstance(item, dict) else item))
+
+
+_MOST_CONTAINERS = 1_000_000
+
+
+def _is_async(function: object) -> bool:
+    if isinstance(function, functools.partial):
+        return _is_async(function.func)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - the method itself is wanted, not whether there is one
+    )
+
+
+def _check_function(function: object, options: OpOptions) -> None:
+    if not callable(function):
+        raise InvalidTypeError(f"op() makes ops of functions, not of {kind_of(function)}")
+    if isinstance(function, Op):
+        raise InvalidTypeError(f"{function.name} is an op already")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise InvalidTypeError(f"{getattr(function, '__name__', function)} is a generator function; an op returns one value (see source)")
+    if options.offload is not None and _is_async(function):
+        raise InvalidTypeError(
+            f"offload={options.offload!r} needs a def function, but {getattr(function, '__name__', function)!r} is async"
+        )
+
+
+def _check_options(options: OpOptions) -> None:
+    if options.offload not in (None, "thread", "process"):
+        raise InvalidArgumentError(f"offload must be 'thread' or 'process', not {options.offload!r}")
+    if options.timeout is not None and not (_is_number(options.timeout) and options.timeout > 0):
+        raise InvalidArgumentError(f"timeout must be a positive number of seconds, not {options.timeout!r}")
+    retry = options.retry
+    if isinstance(retry, int):
+        if isinstance(retry, bool) or retry < 1:
+            raise InvalidArgumentError(f"retry must be at least 1 attempt, not {retry!r}")
+    elif retry is not None and not hasattr(retry, "__aiter__"):
+        raise InvalidTypeError(f"retry must be a number of attempts or a tenacity.AsyncRetrying, not {kind_of(retry)}")
+    limiter = options.limiter
+    if limiter is not None and not hasattr(limiter, "acquire_on_behalf_of"):
+        raise InvalidTypeError(f"limiter must be an anyio.CapacityLimiter, not {kind_of(limiter)}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -1,0 +1,1 @@
+"""How a loop lives, stops, recovers and ends."""

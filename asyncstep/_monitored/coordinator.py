@@ -1,0 +1,224 @@
+"""Coordinator: the background tasks of a session, and its stop as they see it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from asyncstep._monitored.stop import StopKind, name_of, take_out
+from asyncstep.errors import InvalidArgumentError, InvalidTypeError, kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from anyio.abc import TaskGroup
+
+    from asyncstep._monitored.life import Life
+
+logger = logging.getLogger("asyncstep")
+
+
+class Coordinator:
+    """Runs a session's background tasks (TensorFlow: ``tf.train.Coordinator``).
+
+    Tasks run in the group given as ``MonitoredSession(task_group=...)``, else in the one that
+    `session.loop` opens (contract L8). The error of a task stops the session and is raised by its next
+    run, or at the end of its block (contract E4); it never reaches the group that the task runs in.
+    """
+
+    def __init__(self, life: Life, group: TaskGroup | None) -> None:
+        self._life = life
+        self._given_group = group
+        self._loop_group: TaskGroup | None = None
+        self._scopes: dict[anyio.CancelScope, str] = {}
+        self._stopping = False
+        self._stop_events: set[anyio.Event] = set()
+        self._idle_events: set[anyio.Event] = set()
+        self._errors: list[BaseException] = []
+        life.stop.when_set(self._wake)
+
+    def start_soon(
+        self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: str | None = None
+    ) -> None:
+        """Start a task that closing stops: by the stop event, then, after half the grace period, by a cancel.
+
+        Raises:
+            RuntimeError: there is no task group to run it in.
+        """
+        group = self._given_group or self._loop_group
+        if group is None:
+            raise RuntimeError(
+                "a background task needs a task group: give one to the session, as"
+                " MonitoredSession(task_group=...), or use session.loop, which opens one"
+            )
+        if not callable(async_fn):
+            raise InvalidTypeError(f"start_soon needs a coroutine function, not {kind_of(async_fn)}")
+        scope = anyio.CancelScope()
+        name = name or name_of(async_fn)
+        self._scopes[scope] = name
+        try:
+            group.start_soon(self._run, scope, async_fn, args, name=name)
+        except BaseException:
+            del self._scopes[scope]
+            raise
+
+    async def _run(self, scope: anyio.CancelScope, async_fn: Callable[..., Awaitable[Any]], args: Any) -> None:
+        """One background task: its error is kept for the session."""
+        try:
+            with scope:
+                await async_fn(*args)
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:
+            rest = take_out(error, self._life.session)
+            if rest is not None:
+                self.fail(rest, self._scopes[scope])
+        finally:
+            del self._scopes[scope]
+            if not self._scopes:
+                for event in self._idle_events:
+                    event.set()
+
+    def fail(self, error: BaseException, origin: str) -> None:
+        """Keep an error for the session to raise, and stop it."""
+        self._errors.append(error)
+        self._life.request_stop(StopKind.ERROR, repr(error), origin)
+
+    def request_stop(self, error: BaseException | None = None) -> None:
+        """Ask the session to stop; an `error` is raised by its next run, or at its end."""
+        if error is None:
+            self._life.request_stop(StopKind.HOOK, None, "the coordinator")
+        elif not isinstance(error, BaseException):
+            raise InvalidTypeError(f"request_stop takes an exception or nothing, not {kind_of(error)}")
+        else:
+            self.fail(error, "the coordinator")
+
+    def should_stop(self) -> bool:
+        """Whether background tasks are to end: the session stops or closes."""
+        return self._stopping or self._life.stop.reason is not None
+
+    async def wait_for_stop(self) -> None:
+        """Wait until `should_stop()`. Checkpoint: always."""
+        if self.should_stop():
+            await anyio.lowlevel.checkpoint()
+            return
+        event = anyio.Event()
+        self._stop_events.add(event)
+        try:
+            await event.wait()
+        finally:
+            self._stop_events.discard(event)
+
+    @asynccontextmanager
+    async def stop_on_exception(self) -> AsyncIterator[None]:
+        """Report an Exception of the block to the coordinator, which stops the session, and absorb it."""
+        try:
+            yield
+        except Exception as error:
+            rest = take_out(error, self._life.session)
+            if rest is not None:
+                self.fail(rest, "stop_on_exception")
+
+    def every(self, seconds: float, async_fn: Callable[..., Awaitable[Any]], *args: Any) -> None:
+        """Call a coroutine function every so many seconds, until the stop; late ticks are skipped.
+
+        The first call is after `seconds`. The clock is the event loop's, which is monotonic.
+        """
+        if not seconds > 0 or not math.isfinite(seconds):
+            raise InvalidArgumentError(f"every() needs a positive number of seconds, not {seconds!r}")
+        self.start_soon(self._tick, seconds, async_fn, args, name=f"every {seconds:g} s: {name_of(async_fn)}")
+
+    async def _tick(self, seconds: float, async_fn: Callable[..., Awaitable[Any]], args: Any) -> None:
+        began = anyio.current_time()
+        ticks = 0
+        while not self.should_stop():
+            ticks = max(ticks, math.floor((anyio.current_time() - began) / seconds)) + 1
+            with anyio.move_on_after(began + ticks * seconds - anyio.current_time()):
+                await self.wait_for_stop()
+                return
+            await async_fn(*args)
+        await anyio.lowlevel.checkpoint()
+
+    async def join(self) -> None:
+        """Wait until all background tasks have ended; raise the error of one that failed. Checkpoint: always."""
+        await self.wait_until_idle()
+        self.raise_requested_exception()
+
+    def clear_stop(self) -> None:
+        """Do nothing but warn: the stop of a session is never taken back (contract S1)."""
+        if self.should_stop():
+            logger.warning("clear_stop: a session's stop is never taken back; make a new session")
+
+    def raise_requested_exception(self) -> None:
+        """Raise the error of a background task, if there is one that has not been raised."""
+        if self._errors:
+            error = self._errors.pop(0)
+            try:
+                raise error
+            finally:
+                del error
+
+    def call_when_closed(self, function: Callable[[], None]) -> None:
+        """Call a plain function at the very end of the session's closing, after all hooks."""
+        self._life.when_closed.append(function)
+
+    # What follows is for the session.
+
+    def take_errors(self) -> list[BaseException]:
+        """The errors that nobody has raised yet."""
+        errors, self._errors = self._errors, []
+        return errors
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether there are errors that nobody has raised yet."""
+        return bool(self._errors)
+
+    @property
+    def loop_group(self) -> TaskGroup | None:
+        """The group that `session.loop` opens, as long as it is open."""
+        return self._loop_group
+
+    @loop_group.setter
+    def loop_group(self, group: TaskGroup | None) -> None:
+        self._loop_group = group
+
+    @property
+    def tasks_end_with_loop(self) -> bool:
+        """Whether background tasks run in the loop's group, and so have to end before it does."""
+        return self._given_group is None
+
+    def stop_tasks(self) -> None:
+        """Tell background tasks to end."""
+        self._stopping = True
+        self._wake()
+
+    def _wake(self) -> None:
+        for event in list(self._stop_events):
+            event.set()
+
+    async def wait_until_idle(self) -> None:
+        """Wait until there is no background task. Checkpoint: always."""
+        if not self._scopes:
+            await anyio.lowlevel.checkpoint()
+            return
+        event = anyio.Event()
+        self._idle_events.add(event)
+        try:
+            await event.wait()
+        finally:
+            self._idle_events.discard(event)
+
+    def cancel_tasks(self) -> None:
+        """Cancel what has not ended."""
+        for scope in list(self._scopes):
+            scope.cancel()
+
+    @property
+    def running(self) -> list[str]:
+        """The names of the tasks that have not ended."""
+        return list(self._scopes.values())

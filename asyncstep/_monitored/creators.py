@@ -1,0 +1,114 @@
+"""Session creators: what makes the raw session of each incarnation."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from asyncstep._graph.graph import Graph, get_default_graph
+from asyncstep._runtime.session import Session
+from asyncstep.errors import FailedPreconditionError, InvalidTypeError, kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+class SessionCreator(ABC):
+    """Makes the raw session, once for each incarnation (TensorFlow: ``tf.train.SessionCreator``).
+
+    A creator that has an attribute `graph` decides which graph the monitored session runs.
+    """
+
+    @abstractmethod
+    async def create_session(self) -> Session:
+        """A new raw session, opened or not."""
+
+
+class Scaffold:
+    """What is done to make a raw session ready (TensorFlow: ``tf.train.Scaffold``).
+
+    Args:
+        init_op: fetches that are run once a session without a checkpoint is made.
+        init_feed_dict: fed to them.
+        init_fn: called then as ``init_fn(scaffold, session)``; may be a coroutine function.
+        ready_op: a fetch that gives the names of what is not ready; something else than an empty list is
+            an error.
+        local_init_op: fetches that are run after every creation.
+    """
+
+    def __init__(
+        self,
+        *,
+        init_op: Any = None,
+        init_feed_dict: Mapping[Any, Any] | None = None,
+        init_fn: Callable[[Scaffold, Session], Any] | None = None,
+        ready_op: Any = None,
+        local_init_op: Any = None,
+    ) -> None:
+        if init_fn is not None and not callable(init_fn):
+            raise InvalidTypeError(f"init_fn must be a function of (scaffold, session), not {kind_of(init_fn)}")
+        self.init_op = init_op
+        self.init_feed_dict = init_feed_dict
+        self.init_fn = init_fn
+        self.ready_op = ready_op
+        self.local_init_op = local_init_op
+
+    async def initialize(self, session: Session) -> None:
+        """Give a session that was not restored its first values."""
+        if self.init_op is not None:
+            await session.run(self.init_op, self.init_feed_dict)
+        if self.init_fn is not None:
+            made = self.init_fn(self, session)
+            if inspect.isawaitable(made):
+                await made
+
+    async def make_ready(self, session: Session) -> None:
+        """Run what every new session needs, and see that it is ready."""
+        if self.local_init_op is not None:
+            await session.run(self.local_init_op)
+        if self.ready_op is not None:
+            missing = await session.run(self.ready_op)
+            if missing is not None and len(missing):
+                raise FailedPreconditionError(f"the session is not ready: {', '.join(map(str, missing))}")
+
+
+class ChiefSessionCreator(SessionCreator):
+    """Makes sessions whose state is in this process (TensorFlow: ``tf.train.ChiefSessionCreator``).
+
+    Args:
+        graph: what to run; the default graph at the time of construction if None.
+        scaffold: what is done to make a session ready.
+    """
+
+    def __init__(self, *, graph: Graph | None = None, scaffold: Scaffold | None = None) -> None:
+        if graph is not None and not isinstance(graph, Graph):
+            raise InvalidTypeError(f"graph must be a Graph, not {kind_of(graph)}")
+        if scaffold is not None and not isinstance(scaffold, Scaffold):
+            raise InvalidTypeError(f"scaffold must be a Scaffold, not {kind_of(scaffold)}")
+        self.graph = graph or get_default_graph()
+        self.scaffold = scaffold or Scaffold()
+        self._last: Session | None = None
+
+    async def create_session(self) -> Session:
+        """A session with initial values.
+
+        Raises:
+            FailedPreconditionError: the session before had committed steps, and there is no checkpoint to
+                go on from (contract V5).
+        """
+        if self._last is not None and self._last.store.committed:
+            raise FailedPreconditionError(
+                "the session is lost and there is no checkpoint to recover from; its committed steps"
+                " would be thrown away silently, so it is not started again"
+            )
+        session = Session(self.graph)
+        await session.__aenter__()
+        try:
+            await self.scaffold.initialize(session)
+            await self.scaffold.make_ready(session)
+        except BaseException:
+            await session.aclose()
+            raise
+        self._last = session
+        return session

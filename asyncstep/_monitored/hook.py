@@ -1,0 +1,188 @@
+"""SessionRunHook, and what a hook is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, final
+
+from asyncstep._monitored.stop import StopKind
+from asyncstep._runtime.options import RunMetadata, RunOptions
+from asyncstep.errors import InvalidArgumentError, InvalidTypeError, kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+    from asyncstep._monitored.coordinator import Coordinator
+    from asyncstep._monitored.life import Life
+    from asyncstep._runtime.session import Session
+
+
+@final
+class All:
+    """The type of `ALL`."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "ALL"
+
+    def __iter__(self) -> Any:
+        raise TypeError("ALL stands for all hooks of the session; it is no list")
+
+
+ALL: Final[Any] = All()
+"""All hooks of the session: the default of ``run(..., hooks=ALL)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRunArgs:
+    """What a hook adds to a run (TensorFlow: ``tf.train.SessionRunArgs``).
+
+    Attributes:
+        fetches: evaluated together with the caller's; the hook alone sees the results.
+        feed_dict: fed in addition to the caller's.
+        options: merged with the caller's.
+    """
+
+    fetches: Any = None
+    feed_dict: Mapping[Any, Any] | None = None
+    options: RunOptions | None = None
+
+
+class SessionRunValues:
+    """What a run gave to a hook (TensorFlow: ``tf.train.SessionRunValues``).
+
+    Attributes:
+        results: the values of the hook's own fetches, in the nesting that it asked for.
+        options: the run's merged options, or None.
+        run_metadata: the run's metadata.
+        global_step: that of this run's commit; None before the commit.
+    """
+
+    __slots__ = ("global_step", "options", "results", "run_metadata")
+
+    def __init__(
+        self, results: Any, options: RunOptions | None, run_metadata: RunMetadata, global_step: int | None
+    ) -> None:
+        self.results = results
+        self.options = options
+        self.run_metadata = run_metadata
+        self.global_step = global_step
+
+
+class SessionRunContext:
+    """One attempt of one run, as hooks see it (TensorFlow: ``tf.train.SessionRunContext``)."""
+
+    __slots__ = ("_args", "_hook", "_life", "_session", "attempt", "worker")
+
+    def __init__(
+        self, life: Life, session: Session, args: tuple[Any, Any, RunOptions | None], attempt: int, worker: int
+    ) -> None:
+        self._life = life
+        self._session = session
+        self._args = args
+        self._hook: SessionRunHook | None = None
+        self.attempt = attempt
+        self.worker = worker
+
+    @property
+    def original_args(self) -> SessionRunArgs:
+        """What the caller asked for; its feed dict is read-only."""
+        fetches, feeds, options = self._args
+        return SessionRunArgs(fetches, None if feeds is None else MappingProxyType(dict(feeds)), options)
+
+    @property
+    def session(self) -> Session:
+        """The raw session: its runs join the step until the commit (contract T8)."""
+        return self._session
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the session has been asked to stop."""
+        return self._life.stop.reason is not None
+
+    def request_stop(self, reason: str | None = None) -> None:
+        """Ask the session to stop; this run goes on and commits (contract S4)."""
+        origin = type(self._hook).__name__ if self._hook is not None else "a hook"
+        self._life.request_stop(StopKind.HOOK, reason, origin)
+
+
+class SessionRunHook:
+    """Watches a session: every method may be overridden, and does nothing by default.
+
+    TensorFlow: ``tf.train.SessionRunHook``. All methods are coroutine functions. With several workers
+    the methods of one hook are called for steps that overlap, so what belongs to one run has its place in a
+    context variable or in the run's results, not on the hook.
+    """
+
+    async def begin(self) -> None:  # noqa: ASYNC910 - all of these do nothing
+        """Before the session is made; the graph still accepts nodes, and is the default graph."""
+
+    async def after_create_session(self, session: Session, coord: Coordinator) -> None:  # noqa: ASYNC910
+        """A raw session was made: at the opening, and after each recovery."""
+
+    async def before_run(self, run_context: SessionRunContext) -> SessionRunArgs | None:  # noqa: ASYNC910
+        """Before each run; may add fetches, feeds and options to it."""
+
+    async def before_commit(  # noqa: ASYNC910
+        self, run_context: SessionRunContext, run_values: SessionRunValues
+    ) -> None:
+        """After the evaluation; raise to refuse the step, which is then rolled back."""
+
+    async def after_run(  # noqa: ASYNC910
+        self, run_context: SessionRunContext, run_values: SessionRunValues
+    ) -> None:
+        """The step is committed; an error raised here does not undo it (contract T7)."""
+
+    async def on_run_error(self, run_context: SessionRunContext, error: BaseException) -> None:  # noqa: ASYNC910
+        """In place of `after_run`: the run failed or was cancelled, and is rolled back."""
+
+    async def end(self, session: Session) -> None:  # noqa: ASYNC910
+        """The session ends cleanly; the raw session is still open."""
+
+    async def on_session_error(self, session: Session, error: BaseException) -> None:  # noqa: ASYNC910
+        """In place of `end`: an error, a cancellation or an interrupt ends the session."""
+
+
+class HookTable:
+    """Which hooks override which point of a run, found once (performance.md, P3).
+
+    Attributes:
+        hooks: the hooks, in list order.
+        before_run, before_commit, after_run, on_run_error: (place in `hooks`, bound method).
+    """
+
+    __slots__ = ("after_run", "before_commit", "before_run", "hooks", "on_run_error", "silent")
+
+    def __init__(self, hooks: Sequence[SessionRunHook]) -> None:
+        self.hooks = tuple(hooks)
+        self.before_run = _overridden(hooks, "before_run")
+        self.before_commit = _overridden(hooks, "before_commit")
+        self.after_run = _overridden(hooks, "after_run")
+        self.on_run_error = _overridden(hooks, "on_run_error")
+        self.silent = not (self.before_run or self.before_commit or self.after_run or self.on_run_error)
+
+
+def _overridden(
+    hooks: Sequence[SessionRunHook], point: str
+) -> tuple[tuple[int, SessionRunHook, Callable[..., Awaitable[Any]]], ...]:
+    default = getattr(SessionRunHook, point)
+    return tuple(
+        (place, hook, getattr(hook, point))
+        for place, hook in enumerate(hooks)
+        if getattr(getattr(hook, point), "__func__", None) is not default
+    )
+
+
+def checked_hooks(hooks: Iterable[Any]) -> tuple[SessionRunHook, ...]:
+    """The hooks of a new session; InvalidTypeError and InvalidArgumentError as contract L2 says."""
+    found: list[SessionRunHook] = []
+    for hook in hooks:
+        if not isinstance(hook, SessionRunHook):
+            hint = "; make an instance of it" if isinstance(hook, type) else ""
+            raise InvalidTypeError(f"hooks must be SessionRunHooks, not {kind_of(hook)} ({hook!r:.80}){hint}")
+        if any(hook is other for other in found):
+            raise InvalidArgumentError(f"the hook {hook!r} is listed twice")
+        found.append(hook)
+    return tuple(found)

@@ -1,0 +1,140 @@
+"""session.loop: workers that run a step function until the session stops."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from asyncstep._monitored.step import check_step_fn, run_step_fn
+from asyncstep._monitored.stop import StopKind, is_interrupt, leaves, name_of, outcome, raise_as_is, take_out
+from asyncstep._runtime.pace import native_cancels
+from asyncstep.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from asyncstep._monitored.life import Life
+
+logger = logging.getLogger("asyncstep")
+
+
+async def loop(life: Life, step_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], workers: int) -> None:
+    """Run a step function in `workers` tasks until the session stops (contract W)."""
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+        raise InvalidArgumentError(f"workers must be an int of at least 1, not {workers!r}")
+    check_step_fn(step_fn, args)
+    life.check_open()
+    entered_with = native_cancels()
+    crew = _Crew(life, step_fn, args, workers)
+    meanwhile: BaseException | None = None
+    group_before = life.coord.loop_group
+    try:
+        async with anyio.create_task_group() as group:
+            life.coord.loop_group = group
+            await crew.work(group)
+    except BaseException as error:  # noqa: ASYNC103 - raised below, where it is weighed against the errors
+        meanwhile = next(leaves(error))
+    finally:
+        life.coord.loop_group = group_before
+    final = outcome(meanwhile or crew.cancellation, crew.take_errors(), anyio.get_cancelled_exc_class())
+    meanwhile = None
+    if final is not None:
+        try:
+            raise_as_is(final)
+        finally:
+            del final
+    await after_absorbing(entered_with)
+
+
+async def after_absorbing(entered_with: int) -> None:
+    """What follows the absorption of a stop: no cancellation may be lost with it (contract C2).
+
+    Checkpoint: always.
+    """
+    await anyio.lowlevel.checkpoint()
+    if native_cancels() > entered_with:
+        raise anyio.get_cancelled_exc_class()()
+
+
+class _Crew:
+    """The workers of one loop."""
+
+    def __init__(self, life: Life, step_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], workers: int) -> None:
+        self.life = life
+        self.step_fn = step_fn
+        self.args = args
+        self.name = name_of(step_fn)
+        self.size = workers
+        self.working: set[int] = set(range(workers))
+        self.errors: list[BaseException] = []
+        self.cancellation: BaseException | None = None
+        self.done = anyio.Event()
+
+    async def work(self, group: anyio.abc.TaskGroup) -> None:
+        """Start the workers; once the session stops, give them the grace period to finish their steps."""
+        stopped = anyio.Event()
+        self.life.stop.when_set(stopped.set)
+        try:
+            for index in range(self.size):
+                group.start_soon(self._worker, index, group.cancel_scope, name=f"{self.name} worker {index}")
+            await stopped.wait()
+        finally:
+            self.life.stop.forget(stopped.set)
+        with anyio.move_on_after(self.life.grace):
+            await self.done.wait()
+        if self.working:
+            logger.warning(
+                "cancelled after the stop_grace_period of %g s: %s of %s",
+                self.life.grace, _workers(self.working), self.name,
+            )  # fmt: skip
+            group.cancel_scope.cancel()
+        elif self.life.coord.tasks_end_with_loop:
+            with anyio.move_on_after(self.life.grace / 2):
+                await self.life.coord.wait_until_idle()
+            self.life.coord.cancel_tasks()
+
+    async def _worker(self, index: int, scope: anyio.CancelScope) -> None:
+        life = self.life
+        cancelled = anyio.get_cancelled_exc_class()
+        try:
+            while True:
+                life.turn = index
+                await run_step_fn(life, self.step_fn, self.args, index)
+                if life.turn == index and self.size > 1:
+                    await anyio.lowlevel.checkpoint()  # nobody else has had a turn (contract W3)
+        except cancelled as error:
+            if not scope.cancel_called and self.cancellation is None:
+                # Not from outside the step: if nobody else is cancelled, it is what ends the loop.
+                self.cancellation = error
+                life.request_stop(StopKind.CANCELLED, None, self.name)
+            raise
+        except BaseException as error:
+            self._failed(error, scope)
+        finally:
+            self.working.discard(index)
+            if not self.working:
+                self.done.set()
+
+    def _failed(self, error: BaseException, scope: anyio.CancelScope) -> None:
+        """A worker's error stops the session; the others finish their steps (contract W2)."""
+        rest = take_out(error, self.life.session)
+        if rest is None:
+            return
+        self.errors.append(rest)
+        self.life.request_stop(StopKind.ERROR, repr(rest), self.name)
+        if is_interrupt(rest):
+            scope.cancel()
+
+    def take_errors(self) -> list[BaseException]:
+        """The workers' errors, and those of background tasks that nobody has raised."""
+        errors, self.errors = [*self.errors, *self.life.coord.take_errors()], []
+        self.cancellation = None
+        return errors
+
+
+def _workers(indices: set[int]) -> str:
+    shown = sorted(indices)[:10]
+    more = f" and {len(indices) - len(shown)} more" if len(indices) > len(shown) else ""
+    return f"worker{'s' if len(indices) > 1 else ''} {', '.join(map(str, shown))}{more}"

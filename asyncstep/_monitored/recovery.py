@@ -1,0 +1,221 @@
+"""Recovery: which errors are retried, how long a retry waits, and a new incarnation of the raw session."""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+
+from asyncstep._monitored.stop import StopKind, leaves
+from asyncstep._runtime.session import Session
+from asyncstep._runtime.state import SupersededError, add_note_once
+from asyncstep.errors import (
+    AbortedError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    SessionClosedError,
+    UnavailableError,
+    kind_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from asyncstep._monitored.life import Life
+
+logger = logging.getLogger("asyncstep")
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What a session does when a step fails with an error that may pass (contract V).
+
+    Args:
+        on: the errors after which a step is run again; every leaf of what it raised must be one of them.
+        restore: "if_lost": a new raw session only if the state is lost; "always": before every retry.
+        max_attempts: of one step, the first included.
+        wait_initial: seconds before the second attempt; doubled for each further one.
+        wait_max: the most seconds of a wait.
+        jitter: up to so many seconds are added at random.
+    """
+
+    on: tuple[type[Exception], ...] = (AbortedError, UnavailableError)
+    restore: Literal["if_lost", "always"] = "if_lost"
+    max_attempts: int = 10
+    wait_initial: float = 0.1
+    wait_max: float = 30.0
+    jitter: float = 0.1
+
+    def __init__(
+        self,
+        on: type[Exception] | tuple[type[Exception], ...] = (AbortedError, UnavailableError),
+        *,
+        restore: Literal["if_lost", "always"] = "if_lost",
+        max_attempts: int = 10,
+        wait_initial: float = 0.1,
+        wait_max: float = 30.0,
+        jitter: float = 0.1,
+    ) -> None:
+        set_field = object.__setattr__
+        set_field(self, "on", on if isinstance(on, tuple) else tuple(on) if isinstance(on, list) else (on,))
+        set_field(self, "restore", restore)
+        set_field(self, "max_attempts", max_attempts)
+        set_field(self, "wait_initial", wait_initial)
+        set_field(self, "wait_max", wait_max)
+        set_field(self, "jitter", jitter)
+        self._check()
+
+    def _check(self) -> None:
+        for kind in self.on:
+            if not (isinstance(kind, type) and issubclass(kind, Exception)):
+                raise InvalidTypeError(f"Recovery(on=...) takes exception classes, not {kind!r}")
+        if self.restore not in ("if_lost", "always"):
+            raise InvalidArgumentError(f"restore must be 'if_lost' or 'always', not {self.restore!r}")
+        if self.max_attempts < 1:
+            raise InvalidArgumentError(f"max_attempts must be at least 1, not {self.max_attempts!r}")
+        for name in ("wait_initial", "wait_max", "jitter"):
+            if not getattr(self, name) >= 0:
+                raise InvalidArgumentError(f"{name} must not be negative: {getattr(self, name)!r}")
+
+    def wait(self, attempt: int, uniform: Callable[[float, float], float] = random.uniform) -> float:
+        """Seconds to wait after the failure of an attempt (1, 2, ...)."""
+        exponent = min(attempt - 1, 64)  # beyond, every wait is wait_max
+        wanted = self.wait_initial * 2.0**exponent + uniform(0.0, self.jitter)
+        return min(self.wait_max, wanted)
+
+    def covers(self, error: BaseException) -> bool:
+        """Whether every leaf of an error is one of `on`."""
+        return all(isinstance(leaf, self.on) for leaf in leaves(error))
+
+
+def may_retry(life: Life, error: BaseException, attempt: int, raw: Session) -> bool:
+    """Whether a step that failed with this error is run again (contract V1, V3)."""
+    recovery = life.recovery
+    if recovery is None or attempt >= recovery.max_attempts:
+        return False
+    return is_transient(life, error, raw)
+
+
+def is_transient(life: Life, error: BaseException, raw: Session) -> bool:
+    """Whether an error is one that a retry may cure, an attempt on a lost raw session included."""
+    recovery = life.recovery
+    return recovery is not None and all(
+        isinstance(leaf, (*recovery.on, SupersededError))
+        or (isinstance(leaf, SessionClosedError) and leaf.session is raw and not raw.intact)
+        for leaf in leaves(error)
+    )
+
+
+def note_attempts(error: BaseException, attempts: int) -> None:
+    """Note on the last error of a step how often it was tried (contract V3)."""
+    add_note_once(error, f"gave up after {attempts} attempts")
+
+
+async def prepare_retry(life: Life, error: Exception, attempt: int, raw: Session) -> None:
+    """Wait, and recover if need be; then the step can be run again.
+
+    Raises:
+        StopRequested: the session was asked to stop (but not by the end of its data: a step in flight
+            then still has the items that it was given).
+
+    Checkpoint: always.
+    """
+    recovery = life.recovery
+    assert recovery is not None
+    superseded = all(isinstance(leaf, SupersededError) for leaf in leaves(error))
+    seconds = 0.0 if superseded else recovery.wait(attempt)
+    if not superseded:
+        logger.warning(
+            "attempt %d of a step failed and is tried again in %.3g s: %r",
+            attempt, seconds, error,
+        )  # fmt: skip
+    await wait_or_stop(life, seconds)
+    if life.raw is raw and (recovery.restore == "always" or not raw.intact) and not superseded or life.raw is raw and not raw.intact:
+        await recover(life, raw, error)
+
+
+async def wait_or_stop(life: Life, seconds: float) -> None:
+    """Wait; a stop ends the wait with StopRequested (contract V3). Checkpoint: always."""
+    if _ends_wait(life):
+        life.raise_stop()
+    woken = anyio.Event()
+    life.stop.when_set(woken.set)
+    try:
+        if life.stop.reason is None:
+            with anyio.move_on_after(seconds):
+                await woken.wait()
+        else:
+            await anyio.sleep(seconds)
+    finally:
+        life.stop.forget(woken.set)
+    if _ends_wait(life):
+        life.raise_stop()
+
+
+def _ends_wait(life: Life) -> bool:
+    reason = life.stop.reason
+    return reason is not None and reason.kind is not StopKind.END_OF_DATA
+
+
+async def recover(life: Life, lost: Session, error: BaseException) -> None:
+    """Close a raw session and make the next one, once, however many steps failed (contract V2)."""
+    async with life.recovering:
+        if life.raw is not lost:
+            return
+        logger.warning("recovering the session after %r", error)
+        lost.store.superseded = True
+        await lost.aclose()
+        try:
+            raw = await create(life)
+        except FailedPreconditionError as failed:
+            if failed.__cause__ is None:
+                failed.__cause__ = error  # contract V5
+            raise
+        try:
+            for hook in life.hooks:
+                await hook.after_create_session(raw, life.coord)
+        except BaseException:
+            await raw.aclose()
+            raise
+        life.raw = raw
+        life.recoveries += 1
+
+
+async def create(life: Life) -> Session:
+    """A new, open raw session from the creator; transient errors of it are retried (contract V3)."""
+    attempt = 1
+    while True:
+        try:
+            return await _created(life)
+        except Exception as error:
+            recovery = life.recovery
+            if recovery is None or not recovery.covers(error):
+                raise
+            if attempt >= recovery.max_attempts:
+                note_attempts(error, attempt)
+                raise
+            seconds = recovery.wait(attempt)
+            logger.warning(
+                "attempt %d to create the session failed and is made again in %.3g s: %r", attempt, seconds, error
+            )
+        await wait_or_stop(life, seconds)
+        attempt += 1
+
+
+async def _created(life: Life) -> Session:
+    raw: Any = await life.creator.create_session()
+    if not isinstance(raw, Session):
+        raise InvalidTypeError(f"create_session() must return a Session, not {kind_of(raw)}")
+    if raw.graph is not life.graph:
+        raise FailedPreconditionError(
+            "the creator made a session of another graph than the one that the hooks were shown;"
+            " give the creator an attribute `graph`, or build the monitored session inside `with graph:`"
+        )
+    if not raw.opened:
+        await raw.__aenter__()
+    raw.store.initialize(life.graph.variables.values())
+    return raw

@@ -1,0 +1,512 @@
+"""One attempt of one step, and the step context that a step function gets."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import anyio
+
+from asyncstep._graph.graph import GLOBAL_STEP
+from asyncstep._monitored.hook import ALL, SessionRunArgs, SessionRunContext, SessionRunValues
+from asyncstep._monitored.recovery import is_transient, may_retry, note_attempts, prepare_retry, recover
+from asyncstep._monitored.stop import (
+    StopKind,
+    is_interrupt,
+    is_own_end,
+    leaves,
+    name_of,
+    raise_as_is,
+    take_out,
+)
+from asyncstep._runtime.options import RunMetadata, RunOptions, check_options, merged
+from asyncstep._runtime.session import ends, within
+from asyncstep._runtime.state import Fate, Transaction, current
+from asyncstep._runtime.typed import typed_run
+from asyncstep.errors import InvalidTypeError, StopRequested, kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from asyncstep._monitored.hook import HookTable
+    from asyncstep._monitored.life import Life
+    from asyncstep._runtime.session import Request, Session
+
+logger = logging.getLogger("asyncstep")
+
+
+class RunCall:
+    """What one monitored run was asked for; the same for all of its attempts."""
+
+    __slots__ = ("feeds", "fetches", "metadata", "options", "table", "worker")
+
+    def __init__(
+        self,
+        table: HookTable,
+        fetches: Any,
+        feeds: Any,
+        options: RunOptions | None,
+        metadata: RunMetadata | None,
+        worker: int,
+    ) -> None:
+        self.table = table
+        self.fetches = fetches
+        self.feeds = feeds
+        self.options = options
+        self.metadata = metadata
+        self.worker = worker
+
+
+class RunAttempt:
+    """One attempt of one monitored run: contract R1, from `before_run` to `after_run`."""
+
+    __slots__ = ("_call", "_called", "_committed", "_context", "_life", "_number", "_raw", "_result", "_transaction")
+
+    def __init__(self, life: Life, call: RunCall, number: int, step: Transaction | None, raw: Session) -> None:
+        self._life = life
+        self._call = call
+        self._number = number
+        self._raw = raw
+        self._transaction = Transaction(raw.store, step, current.get(), life)
+        self._transaction.counts = life.counts_steps
+        self._context: SessionRunContext | None = None
+        self._called = -1  # the last hook whose before_run was called
+        self._committed = False
+        self._result: Any = None
+
+    @property
+    def committed(self) -> bool:
+        """Whether the step is done: an error that comes now is one of `after_run`."""
+        return self._committed
+
+    @property
+    def result(self) -> Any:
+        """What the caller gets."""
+        return self._result
+
+    async def run(self) -> Any:
+        """Run it; whatever is raised before the commit has rolled it back."""
+        life, table, transaction = self._life, self._call.table, self._transaction
+        self._raw.check_open()
+        before = current.get()
+        current.set(transaction)
+        life.in_flight += 1
+        try:
+            try:
+                if table.silent:
+                    await self._evaluate_alone()
+                    return self._result
+                values = await self._until_commit()
+            except BaseException as error:
+                await self._failed(error)
+                raise
+            if table.after_run:
+                await self._after_run(values)
+            return self._result
+        finally:
+            current.set(before)
+            life.leave_step(transaction)
+
+    async def _evaluate_alone(self) -> None:
+        """A run that no hook takes part in."""
+        call, raw = self._call, self._raw
+        request = raw.request_one(call.fetches) if call.feeds is None else None
+        if request is None:
+            request = raw.request([call.fetches], [(call.feeds, "the caller's feed_dict")])
+        if call.options is None:
+            values = await raw.evaluate(request, self._transaction, None, None)
+        else:
+            with within(call.options):
+                values = await raw.evaluate(request, self._transaction, call.options, call.metadata)
+        self._commit(call.metadata)
+        self._result = request.results(values)[0]
+
+    async def _until_commit(self) -> _HookValues:
+        """Everything up to the commit: before_run, evaluation, before_commit."""
+        call, raw, table = self._call, self._raw, self._call.table
+        asked = await self._before_run()
+        options = call.options
+        request: Request | None = None
+        askers: list[int] = []
+        if asked is None:
+            request = raw.request_one(call.fetches) if call.feeds is None else None
+            if request is None:
+                request = raw.request([call.fetches], [(call.feeds, "the caller's feed_dict")])
+        else:
+            request, options, askers = self._request_of_all(asked)
+        metadata = call.metadata or RunMetadata()
+        with within(options):
+            values = await raw.evaluate(request, self._transaction, options, metadata)
+            results = request.results(values)
+            hook_values = _HookValues(dict(zip(askers, results[1:], strict=True)), options, metadata)
+            context = self._context
+            assert context is not None
+            for place, hook, method in table.before_commit:
+                context._hook = hook
+                await method(context, hook_values.of(place))
+        self._result = results[0]
+        hook_values.global_step = self._commit(metadata)
+        return hook_values
+
+    async def _before_run(self) -> list[tuple[int, SessionRunArgs]] | None:
+        """Ask every hook; what those gave that want something, or None if none does."""
+        call, table = self._call, self._call.table
+        context = self._context = SessionRunContext(
+            self._life, self._raw, (call.fetches, call.feeds, call.options), self._number, call.worker
+        )
+        asked: list[tuple[int, SessionRunArgs]] | None = None
+        for place, hook, method in table.before_run:
+            self._called = place
+            context._hook = hook
+            args = await method(context)
+            if args is not None:
+                if not isinstance(args, SessionRunArgs):
+                    raise InvalidTypeError(
+                        f"before_run of {type(hook).__name__} must return SessionRunArgs or None, not {kind_of(args)}"
+                    )
+                asked = asked or []
+                asked.append((place, args))
+        self._called = len(table.hooks)
+        return asked
+
+    def _request_of_all(
+        self, asked: list[tuple[int, SessionRunArgs]]
+    ) -> tuple[Request, RunOptions | None, list[int]]:
+        """One request for the caller and the hooks, the merged options, and the hooks that fetch something."""
+        call, hooks = self._call, self._call.table.hooks
+        fetches, feeds, options, askers = [call.fetches], [(call.feeds, "the caller's feed_dict")], call.options, []
+        for place, args in asked:
+            if args.fetches is not None:
+                fetches.append(args.fetches)
+                askers.append(place)
+            feeds.append((args.feed_dict, f"the hook {type(hooks[place]).__name__}"))
+            if args.options is not None:
+                check_options(args.options, None)
+                options = args.options if options is None else merged(options, args.options)
+        return self._raw.request(fetches, feeds), options, askers
+
+    def _commit(self, metadata: RunMetadata | None) -> int | None:
+        """Take all of it at one instant; there is no await here (contract R1e)."""
+        number = self._transaction.commit(GLOBAL_STEP)
+        self._committed = True
+        if metadata is not None:
+            metadata.global_step = number
+            metadata.attempt = self._number
+        return number
+
+    async def _after_run(self, values: _HookValues) -> None:
+        """Tell every hook, whatever the others do; then raise what they raised (contract R4, T7)."""
+        context, cancelled = self._context, anyio.get_cancelled_exc_class()
+        assert context is not None
+        errors: list[BaseException] = []
+        for place, hook, method in self._call.table.after_run:
+            context._hook = hook
+            try:
+                if any(isinstance(error, cancelled) for error in errors):
+                    with anyio.move_on_after(self._life.grace, shield=True):
+                        await method(context, values.of(place))
+                else:
+                    await method(context, values.of(place))
+            except BaseException as error:  # noqa: ASYNC103 - raised below, when all hooks have been told
+                errors.append(error)
+        if errors:
+            try:
+                raise_as_is(_most_urgent(errors, cancelled))
+            finally:
+                errors.clear()
+
+    async def _failed(self, error: BaseException) -> None:
+        """Roll back; tell the hooks that were told of the run."""
+        life = self._life
+        if ends(error) or any(ends(leaf) for leaf in leaves(error)):
+            life.data_ended(error)
+        self._transaction.roll_back(fate_of(life, error, self._number, self._raw))
+        if self._context is None:
+            return
+        later: list[BaseException] = []
+        for place, hook, method in self._call.table.on_run_error:
+            if place > self._called:
+                break
+            self._context._hook = hook
+            later.extend(await self._tell_error(method, error, hook))
+        if later and not isinstance(error, Exception) and not is_interrupt(error):
+            try:
+                raise_as_is(later[0])
+            finally:
+                later.clear()
+
+    async def _tell_error(
+        self, method: Callable[..., Awaitable[Any]], error: BaseException, hook: Any
+    ) -> Sequence[BaseException]:
+        """Tell one hook, shielded; what came in between that is no Exception is returned (contract R4)."""
+        try:
+            with anyio.move_on_after(self._life.grace, shield=True):
+                await method(self._context, error)
+        except Exception:
+            logger.exception("on_run_error of %s failed, after %r", type(hook).__name__, error)
+        except BaseException as later:  # noqa: ASYNC103 - raised when every hook has been told
+            return (later,)
+        return ()
+
+
+class _HookValues:
+    """The values that each hook sees: its own results only (contract R2)."""
+
+    __slots__ = ("_metadata", "_options", "_plain", "_results", "global_step")
+
+    def __init__(self, results: dict[int, Any], options: RunOptions | None, metadata: RunMetadata) -> None:
+        self._results = results
+        self._options = options
+        self._metadata = metadata
+        self._plain: SessionRunValues | None = None
+        self.global_step: int | None = None
+
+    def of(self, place: int) -> SessionRunValues:
+        """What the hook at this place is given."""
+        if place in self._results:
+            return SessionRunValues(self._results[place], self._options, self._metadata, self.global_step)
+        plain = self._plain
+        if plain is None or plain.global_step != self.global_step:
+            plain = self._plain = SessionRunValues(None, self._options, self._metadata, self.global_step)
+        return plain
+
+
+def _most_urgent(errors: list[BaseException], cancelled: type[BaseException]) -> BaseException:
+    """What is raised when several hooks raised after the commit: contract C1."""
+    for error in errors:
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            return error
+    failures = [error for error in errors if not isinstance(error, cancelled)]
+    if not failures:
+        return errors[0]
+    return failures[0] if len(failures) == 1 else BaseExceptionGroup("several hooks failed in after_run", failures)
+
+
+def fate_of(life: Life, error: BaseException, attempt: int, raw: Session) -> Fate:
+    """What becomes of the items of a step that raised this (contract D1)."""
+    rest = take_out(error, life.session)
+    if rest is None or not isinstance(rest, Exception) or may_retry(life, rest, attempt, raw):
+        return Fate.GIVE_AGAIN
+    return Fate.PARK
+
+
+async def run_with_retries(life: Life, call: RunCall) -> Any:
+    """A run of its own: attempts until one succeeds or may not be repeated (contract V1)."""
+    number = 1
+    while True:
+        raw = life.raw
+        assert raw is not None
+        attempt = RunAttempt(life, call, number, None, raw)
+        try:
+            return await attempt.run()
+        except Exception as error:
+            if attempt.committed:
+                if await _recovered_after_commit(life, error, raw):
+                    return attempt.result
+                raise
+            if not await _retried(life, error, number, raw):
+                raise
+        number += 1
+
+
+async def _recovered_after_commit(life: Life, error: Exception, raw: Session) -> bool:
+    """Recover if an error of `after_run` tells that the raw session is lost; else it is to be raised (V6)."""
+    if raw.intact or not is_transient(life, error, raw):
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        return False
+    logger.warning("a hook failed after the commit because the session is lost: %r", error)
+    await recover(life, raw, error)
+    return True
+
+
+async def _retried(life: Life, error: Exception, number: int, raw: Session) -> bool:
+    """Prepare the next attempt; False if there is to be none."""
+    if may_retry(life, error, number, raw):
+        await prepare_retry(life, error, number, raw)
+        return True
+    if number > 1:
+        note_attempts(error, number)
+    return False
+
+
+class StepContext:
+    """The first argument of a step function (TensorFlow: ``MonitoredSession.StepContext``).
+
+    Attributes:
+        session: the raw session of this attempt; its runs join the step's transaction.
+        attempt: 1, or more when the step is run again.
+        worker: the index of the worker in `session.loop`.
+    """
+
+    __slots__ = ("_handled", "_life", "_stopped", "_transaction", "attempt", "session", "worker")
+
+    def __init__(self, life: Life, session: Session, transaction: Transaction, attempt: int, worker: int) -> None:
+        self._life = life
+        self._transaction = transaction
+        self._handled = sys.exception()
+        self._stopped = False
+        self.session = session
+        self.attempt = attempt
+        self.worker = worker
+
+    @typed_run
+    async def run_with_hooks(
+        self,
+        fetches: Any,
+        feed_dict: Any = None,
+        *,
+        options: RunOptions | None = None,
+        run_metadata: RunMetadata | None = None,
+        hooks: Any = ALL,
+    ) -> Any:
+        """Like `MonitoredSession.run`, as a part of this step: it commits what the step has so far (contract T3).
+
+        Checkpoint: always a cancel point; a schedule point at least once a millisecond.
+        """
+        life, transaction = self._life, self._transaction
+        await begin_run(life, in_step=transaction if transaction.owner is life else None)
+        check_options(options, run_metadata)
+        call = RunCall(life.table_of(hooks), fetches, feed_dict, options, run_metadata, self.worker)
+        attempt = RunAttempt(life, call, self.attempt, transaction, self.session)
+        try:
+            return await attempt.run()
+        except Exception as error:
+            if attempt.committed:
+                transaction.after_commit_errors = (*transaction.after_commit_errors, *map(id, leaves(error)))
+            raise
+
+    def request_stop(self, reason: str | None = None) -> NoReturn:
+        """Ask the session to stop, and raise StopRequested (contract S3).
+
+        If something that is no Exception is being handled in this step (a cancellation, an interrupt),
+        that is raised again instead; the stop is set all the same.
+        """
+        life = self._life
+        if life.closing:
+            raise life.not_open()
+        self._stopped = True
+        life.request_stop(StopKind.REQUESTED, reason, "a step function")
+        self._transaction.stop_asked = True
+        handled = sys.exception()
+        if handled is not None and handled is not self._handled and not isinstance(handled, Exception):
+            try:
+                raise_as_is(handled)
+            finally:
+                del handled
+        life.raise_stop()
+
+    def should_stop(self) -> bool:
+        """Whether the session has been asked to stop; never waits, never raises."""
+        return self._life.closing or self._life.stop.reason is not None
+
+    # What follows is for the session.
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether `request_stop` was called on this context."""
+        return self._stopped
+
+    def end(self) -> None:
+        """The step is over: hold on to no exception."""
+        self._handled = None
+
+
+async def begin_run(life: Life, in_step: Transaction | None = None) -> None:
+    """What every run begins with: contract R1a, E4, S5.
+
+    A step in flight may go on after a stop that came from elsewhere, so that it can finish (contract W1);
+    a step that asked for the stop itself, or met the end of data, may not.
+    """
+    if life.closing or not life.opened:
+        raise life.not_open()
+    await life.pace.keep()
+    if life.closing:
+        raise life.not_open()
+    if life.coord.has_errors:
+        life.raise_background_error()
+    if life.stop.reason is not None and (in_step is None or in_step.stop_asked):
+        life.raise_stop()
+
+
+async def run_step_fn(life: Life, step_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], worker: int) -> Any:
+    """One step: a call of a step function, with its retries."""
+    await begin_run(life)
+    number = 1
+    while True:
+        raw = life.raw
+        assert raw is not None
+        transaction = Transaction(raw.store, None, current.get(), life)
+        try:
+            return await _attempt_step_fn(life, raw, transaction, step_fn, args, number, worker)
+        except Exception as error:
+            after_commit = transaction.after_commit_errors
+            if after_commit and any(id(leaf) in after_commit for leaf in leaves(error)):
+                raise  # contract V6: what the step had done is committed
+            if not await _retried(life, error, number, raw):
+                raise
+        number += 1
+
+
+async def _attempt_step_fn(
+    life: Life,
+    raw: Session,
+    transaction: Transaction,
+    step_fn: Callable[..., Awaitable[Any]],
+    args: tuple[Any, ...],
+    number: int,
+    worker: int,
+) -> Any:
+    context = StepContext(life, raw, transaction, number, worker)
+    before = current.get()
+    current.set(transaction)
+    life.in_flight += 1
+    try:
+        try:
+            result = await step_fn(context, *args)
+            _commit_rest(transaction)
+            return result
+        except BaseException as error:
+            if context.asked_to_stop and take_out(error, life.session) is None and not _is_end_of_data(error, life):
+                _commit_rest(transaction)  # contract T3
+            else:
+                transaction.roll_back(fate_of(life, error, number, raw))
+            raise
+    finally:
+        current.set(before)
+        context.end()
+        life.leave_step(transaction)
+
+
+def _commit_rest(transaction: Transaction) -> None:
+    """Commit what the step has written since its last run with hooks."""
+    if transaction.writes or transaction.items is not None or transaction.failed_items is not None:
+        transaction.commit()
+    else:
+        transaction.finished = True
+
+
+def _is_end_of_data(error: BaseException, life: Life) -> bool:
+    return any(is_own_end(leaf, life.session) and not isinstance(leaf, StopRequested) for leaf in leaves(error))
+
+
+def check_step_fn(step_fn: object, args: tuple[Any, ...]) -> None:
+    """Refuse what is no coroutine function of a step context (and `args`)."""
+    name = name_of(step_fn)
+    if not callable(step_fn):
+        raise InvalidTypeError(f"a step function must be an async function of a StepContext, not {kind_of(step_fn)}")
+    if not (
+        inspect.iscoroutinefunction(step_fn) or inspect.iscoroutinefunction(getattr(step_fn, "__call__", None))  # noqa: B004
+    ):
+        raise InvalidTypeError(f"the step function {name} is not `async def`")
+    try:
+        signature = inspect.signature(step_fn)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(object(), *args)
+    except TypeError as error:
+        raise InvalidTypeError(
+            f"the step function {name}{signature} must take a StepContext and {len(args)} more arguments: {error}"
+        ) from None

@@ -1,0 +1,166 @@
+"""The stop: a level that is set once; taking an own stop out of an exception; who wins at the end.
+
+The decisions here are plain functions of exceptions: nothing waits.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from asyncstep._runtime.state import add_note_once
+from asyncstep.errors import OutOfRangeError, StopRequested
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+logger = logging.getLogger("asyncstep")
+
+
+class StopKind(StrEnum):
+    """Why a session stops."""
+
+    REQUESTED = "requested"
+    END_OF_DATA = "end_of_data"
+    HOOK = "hook"
+    SIGNAL = "signal"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class StopReason:
+    """Why a session stops.
+
+    Attributes:
+        kind: what sort of reason it is.
+        message: in words, for people; may be empty.
+        origin: who asked: a hook's or a function's name, a node's, a signal's.
+    """
+
+    kind: StopKind
+    message: str = ""
+    origin: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}{f' by {self.origin}' if self.origin else ''}{f': {self.message}' if self.message else ''}"
+
+
+class StopLevel:
+    """A flag that is set once and never taken back; the first reason stays (contract S1)."""
+
+    __slots__ = ("_calls", "reason")
+
+    def __init__(self) -> None:
+        self.reason: StopReason | None = None
+        self._calls: list[Callable[[], None]] = []
+
+    def set(self, reason: StopReason) -> None:
+        """Set the level, if it is not set yet, and tell those who asked to be told."""
+        if self.reason is not None:
+            return
+        self.reason = reason
+        logger.info("stopping: %s", reason)
+        calls, self._calls = self._calls, []
+        for call in calls:
+            call()
+
+    def when_set(self, call: Callable[[], None]) -> None:
+        """Call a function once the level is set; at once if it is."""
+        if self.reason is None:
+            self._calls.append(call)
+        else:
+            call()
+
+    def forget(self, call: Callable[[], None]) -> None:
+        """Take back a `when_set`."""
+        if call in self._calls:
+            self._calls.remove(call)
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors in an exception group at any depth, or the error itself."""
+    pending = [error]
+    while pending:
+        each = pending.pop()
+        if isinstance(each, BaseExceptionGroup):
+            pending.extend(reversed(each.exceptions))
+        else:
+            yield each
+
+
+def is_own_end(error: BaseException, session: object) -> bool:
+    """Whether it is the session's own stop, or the end of its own data (contract S6, S7)."""
+    return isinstance(error, (StopRequested, OutOfRangeError)) and error.session is session
+
+
+def take_out(error: BaseException | None, session: object) -> BaseException | None:
+    """What is left of an exception without the session's own stops and ends of data.
+
+    An exception in which there are none is returned as it is. A group that is left with one error is
+    that error, with the group's notes. What is left keeps its notes, cause, context and traceback.
+    """
+    if error is None or not isinstance(error, BaseExceptionGroup):
+        return None if error is None or is_own_end(error, session) else error
+    own, rest = error.split(lambda each: is_own_end(each, session))
+    if own is None or rest is None:
+        return rest
+    left = list(leaves(rest))
+    if len(left) > 1:
+        return rest
+    for note in _notes_above(rest):
+        add_note_once(left[0], note)
+    return left[0]
+
+
+def _notes_above(group: BaseException) -> Iterator[str]:
+    """The notes of a group that has one leaf, and of the groups in it."""
+    while isinstance(group, BaseExceptionGroup):
+        yield from getattr(group, "__notes__", ())
+        group = group.exceptions[0]
+
+
+def is_interrupt(error: BaseException | None) -> bool:
+    """Whether it ends the program: KeyboardInterrupt, SystemExit, or a generator that is thrown away."""
+    return isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit))
+
+
+def outcome(
+    body: BaseException | None, errors: Sequence[BaseException], cancelled: type[BaseException]
+) -> BaseException | None:
+    """What leaves a session: `body` is what its block raised, `errors` those of its background and closing.
+
+    An interrupt goes before errors, errors before a cancellation, and that before a stop (contract C1, E2).
+    An interrupt leaves as the same object, with the errors as notes on it (contract C5).
+    """
+    interrupt = next((each for each in (body, *errors) if is_interrupt(each)), None)
+    if interrupt is not None:
+        for error in (body, *errors):
+            if error is not None and error is not interrupt:
+                add_note_once(interrupt, f"while the session was closing: {error!r}")
+                logger.error("while the session was closing, after %r", interrupt, exc_info=error)
+        return interrupt
+    if not errors:
+        return body
+    if body is not None and not isinstance(body, cancelled):
+        return BaseExceptionGroup("the body of the session failed, and so did its end", [body, *errors])
+    if len(errors) == 1:
+        return errors[0]
+    return BaseExceptionGroup("the session failed", list(errors))
+
+
+def raise_as_is(error: BaseException) -> NoReturn:
+    """Raise an exception from inside a handler without making what is handled its context."""
+    context = error.__context__
+    try:
+        raise error
+    finally:
+        error.__context__ = context
+        del error, context
+
+
+def name_of(function: Any) -> str:
+    """A function's name for messages."""
+    return getattr(function, "__qualname__", None) or repr(function)

@@ -1,0 +1,83 @@
+"""RunOptions and RunMetadata: what a run is asked for, and what it tells."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+
+from asyncstep.errors import DeadlineExceededError, InvalidArgumentError, InvalidTypeError, kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Options of one run (TensorFlow: ``tf.RunOptions``).
+
+    Args:
+        timeout: seconds; then the run is rolled back with DeadlineExceededError (contract R10).
+        trace: whether to fill in `RunMetadata.node_timings`.
+        concurrency: the most nodes that are under way at a time.
+    """
+
+    timeout: float | None = None
+    trace: bool = False
+    concurrency: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None and not self.timeout > 0:
+            raise InvalidArgumentError(f"timeout must be a positive number of seconds, not {self.timeout!r}")
+        if self.concurrency is not None and not self.concurrency >= 1:
+            raise InvalidArgumentError(f"concurrency must be at least 1, not {self.concurrency!r}")
+
+
+class RunMetadata:
+    """Filled in by a run (TensorFlow: ``tf.RunMetadata``).
+
+    Attributes:
+        node_timings: name of a node -> (start, end) in seconds of ``time.monotonic``, of a traced run.
+        global_step: that of the run's commit; None before it.
+        attempt: 1, or more after the step was retried.
+    """
+
+    __slots__ = ("attempt", "global_step", "node_timings")
+
+    def __init__(self) -> None:
+        self.node_timings: dict[str, tuple[float, float]] = {}
+        self.global_step: int | None = None
+        self.attempt = 1
+
+    def __repr__(self) -> str:
+        return f"RunMetadata(global_step={self.global_step}, attempt={self.attempt}, nodes={len(self.node_timings)})"
+
+
+def merged(options: RunOptions, other: RunOptions) -> RunOptions:
+    """Options that serve two askers: the longer timeout, a trace if either wants one, the lower limit."""
+    timeouts = [each.timeout for each in (options, other) if each.timeout is not None]
+    limits = [each.concurrency for each in (options, other) if each.concurrency is not None]
+    return RunOptions(
+        timeout=max(timeouts, default=None),
+        trace=options.trace or other.trace,
+        concurrency=min(limits, default=None),
+    )
+
+
+def check_options(options: object, metadata: object) -> None:
+    """Refuse what is not RunOptions or RunMetadata."""
+    if options is not None and not isinstance(options, RunOptions):
+        raise InvalidTypeError(f"options must be a RunOptions, not {kind_of(options)}")
+    if metadata is not None and not isinstance(metadata, RunMetadata):
+        raise InvalidTypeError(f"run_metadata must be a RunMetadata, not {kind_of(metadata)}")
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Cancel the block after a time, and say so with DeadlineExceededError."""
+    with anyio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise DeadlineExceededError(f"the run took longer than its timeout of {seconds:g} s; it is rolled back")

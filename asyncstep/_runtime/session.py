@@ -1,0 +1,278 @@
+"""Session: the raw session. It evaluates and commits, and knows no hooks."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import nullcontext
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+
+from asyncstep._graph.graph import Graph, get_default_graph
+from asyncstep._graph.node import Node
+from asyncstep._runtime.executor import evaluate
+from asyncstep._runtime.feeds import Feeds, add_feeds
+from asyncstep._runtime.fetches import Flattening, Leaf, ad_hoc, foreign
+from asyncstep._runtime.options import RunMetadata, RunOptions, check_options, deadline
+from asyncstep._runtime.pace import Pace
+from asyncstep._runtime.plan import Plan
+from asyncstep._runtime.state import Fate, LocalStateStore, SupersededError, Transaction, current, enclosing
+from asyncstep._runtime.typed import typed_run
+from asyncstep.errors import InvalidTypeError, NotFoundError, OutOfRangeError, SessionClosedError, kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+    from asyncstep.data import Source, SourceState
+
+MOST_PLANS = 512
+_ASYNC_FUNCTION = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE
+
+
+class Request:
+    """What one run evaluates: a plan, the fed values, and how each asker gets its part.
+
+    Attributes:
+        plan: compiled, from the session's cache.
+        fed: the values of the plan's fed nodes.
+        functions: the fetched coroutine functions.
+        parts: one function for each asker; each takes its values from an iterator, in turn.
+    """
+
+    __slots__ = ("fed", "functions", "parts", "plan")
+
+    def __init__(
+        self,
+        plan: Plan,
+        fed: Iterable[Any] = (),
+        functions: Sequence[Callable[[], Awaitable[Any]]] = (),
+        parts: Sequence[Callable[[Iterator[Any]], Any]] = (next,),
+    ) -> None:
+        self.plan = plan
+        self.fed = fed
+        self.functions = functions
+        self.parts = parts
+
+    def results(self, values: list[Any]) -> list[Any]:
+        """What each asker gets."""
+        outputs = iter([values[slot] for slot in self.plan.outputs])
+        return [part(outputs) for part in self.parts]
+
+
+class Session:
+    """A raw session: evaluates fetches against its own state, without hooks (TensorFlow: ``tf.Session``).
+
+    It is opened by ``async with``, once; opening makes the variables. Each run is a transaction of its
+    own, or, inside a step of a monitored session that this session belongs to, a part of that step.
+
+    Args:
+        graph: what to run; the default graph at the time of construction if None.
+    """
+
+    def __init__(self, graph: Graph | None = None) -> None:
+        if graph is not None and not isinstance(graph, Graph):
+            raise InvalidTypeError(f"graph must be a Graph, not {kind_of(graph)}")
+        self._graph = graph or get_default_graph()
+        self._store = LocalStateStore()
+        self._opened = False
+        self._plans: dict[Any, Plan] = {}
+        self._pace = Pace.__new__(Pace)
+
+    @property
+    def graph(self) -> Graph:
+        """The graph that it runs."""
+        return self._graph
+
+    @property
+    def intact(self) -> bool:
+        """Whether the state is there: False once it is lost, or the session is closed."""
+        return not self._store.closed
+
+    async def __aenter__(self) -> Self:
+        """Make the variables. Checkpoint: always."""
+        if self._opened or self._store.closed:
+            raise SessionClosedError("a session is opened once; make a new one")
+        await anyio.lowlevel.checkpoint()
+        self._pace = Pace()
+        self._store.initialize(self._graph.variables.values())
+        self._opened = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the session and its sources; idempotent. Checkpoint: if a source's closing is one."""
+        if self._store.closed:
+            return
+        self._store.closed = True
+        for reader in self._store.readers.values():
+            await reader.aclose()
+
+    def source_state(self, source: Source[Any] | str) -> SourceState:
+        """How far a source is: its low-water mark, what is pending, what is parked."""
+        name = source if isinstance(source, str) else source.name
+        node = self._graph.sources.get(name)
+        if node is None:
+            raise NotFoundError(f"{self._graph.described} has no source named {name!r}")
+        state: SourceState = self._store.reader(node).state()
+        return state
+
+    @typed_run
+    async def run(
+        self,
+        fetches: Any,
+        feed_dict: Any = None,
+        *,
+        options: RunOptions | None = None,
+        run_metadata: RunMetadata | None = None,
+    ) -> Any:
+        """Evaluate `fetches` and commit what they change; return values in the same nesting.
+
+        Args:
+            fetches: a Node, its name, a coroutine function without parameters, or any nesting of list,
+                tuple, named tuple, dict and dataclass of them.
+            feed_dict: values by node or name, used in place of what the nodes would compute.
+            options: see `RunOptions`.
+            run_metadata: filled in.
+
+        Raises:
+            SessionClosedError: the session is not open.
+            InvalidArgumentError, InvalidTypeError, NotFoundError: before anything is evaluated.
+            Anything that a node raises: nothing of the run is kept (contract T4).
+
+        Checkpoint: always a cancel point; a schedule point at least once a millisecond.
+        """
+        self.check_open()
+        await self._pace.keep()
+        self.check_open()
+        check_options(options, run_metadata)
+        request = self.request_one(fetches) if feed_dict is None else None
+        if request is None:
+            request = self.request([fetches], [(feed_dict, "the feed_dict")])
+        transaction = self.begin()
+        before = current.get()
+        current.set(transaction)
+        try:
+            with within(options):
+                values = await self.evaluate(request, transaction, options, run_metadata)
+            if transaction.parent is None:
+                transaction.commit()
+            else:
+                transaction.merge(transaction.parent)
+        except BaseException as error:
+            ended = ends(error)
+            transaction.roll_back(Fate.PARK if isinstance(error, Exception) and not ended else Fate.GIVE_AGAIN)
+            parent = transaction.parent
+            if ended and parent is not None and parent.owner is not None:
+                parent.owner.data_ended(error)
+            raise
+        finally:
+            current.set(before)
+        return request.results(values)[0]
+
+    # What follows is for the monitored session.
+
+    @property
+    def opened(self) -> bool:
+        """Whether it was opened, even if it is closed by now."""
+        return self._opened
+
+    @property
+    def store(self) -> LocalStateStore:
+        """Where the values live."""
+        return self._store
+
+    def check_open(self) -> None:
+        """Raise SessionClosedError, saying whether it is not open yet or not any more."""
+        if self._opened and not self._store.closed:
+            return
+        if self._store.superseded:
+            raise SupersededError("this raw session was replaced by a recovery; use ctx.session of the new attempt")
+        if self._store.closed:
+            error = SessionClosedError("the session is closed")
+        else:
+            error = SessionClosedError("the session has not been opened; use `async with session:`")
+        error.session = self
+        raise error
+
+    def begin(self) -> Transaction:
+        """The transaction of a raw run: part of the step that is running, if it is one of this session."""
+        parent = enclosing(self._store)
+        return Transaction(self._store, parent, current.get())
+
+    def request_one(self, fetches: Any) -> Request | None:
+        """The request for one node or coroutine function without feeds; None if it is not as simple."""
+        if isinstance(fetches, Node):
+            plan = self._plans.get(fetches)
+            if plan is None:
+                if fetches.graph is not self._graph:
+                    raise foreign(fetches, self._graph)
+                plan = self._compiled(fetches, (fetches,), ())
+            return Request(plan)
+        if type(fetches) is FunctionType and fetches.__code__.co_flags & _ASYNC_FUNCTION and takes_nothing(fetches):
+            marker = ad_hoc(0)
+            plan = self._plans.get(marker) or self._compiled(marker, (marker,), ())
+            return Request(plan, (), (fetches,))
+        return None
+
+    def request(self, fetches: Iterable[Any], feeds: Iterable[tuple[Any, str]]) -> Request:
+        """The request for the fetches of several askers, and the feeds of several owners."""
+        flat = Flattening(self._graph)
+        parts = [flat.add(each) for each in fetches]
+        fed: Feeds = {}
+        owners: dict[Node[Any], str] = {}
+        for given, owner in feeds:
+            if given is not None:
+                add_feeds(fed, owners, given, owner, self._graph)
+        leaves, nodes = tuple(flat.leaves), tuple(fed)
+        plan = self._plans.get((leaves, nodes)) or self._compiled((leaves, nodes), leaves, nodes)
+        return Request(plan, fed.values(), flat.functions, parts)
+
+    def _compiled(self, key: Any, leaves: tuple[Leaf, ...], fed: tuple[Node[Any], ...]) -> Plan:
+        plan = Plan(leaves, fed)
+        self._store.initialize(self._graph.variables.values())  # those that were added since the opening
+        if len(self._plans) >= MOST_PLANS:
+            del self._plans[next(iter(self._plans))]
+        self._plans[key] = plan
+        return plan
+
+    async def evaluate(
+        self, request: Request, transaction: Transaction, options: RunOptions | None, metadata: RunMetadata | None
+    ) -> list[Any]:
+        """All values of a request's plan."""
+        values = list(request.fed)
+        if options is None:
+            return await evaluate(request.plan, values, request.functions, transaction)
+        timings = metadata.node_timings if options.trace and metadata is not None else None
+        return await evaluate(
+            request.plan, values, request.functions, transaction, concurrency=options.concurrency, timings=timings
+        )
+
+
+_nothing = nullcontext()
+
+
+def within(options: RunOptions | None) -> AbstractContextManager[None]:
+    """The deadline that the options ask for."""
+    return _nothing if options is None or options.timeout is None else deadline(options.timeout)
+
+
+def takes_nothing(function: FunctionType) -> bool:
+    """Whether a plain function can be called without arguments."""
+    code = function.__code__
+    return code.co_argcount == len(function.__defaults__ or ()) and code.co_kwonlyargcount == len(
+        function.__kwdefaults__ or ()
+    )
+
+
+def ends(error: BaseException) -> bool:
+    """Whether an error is nothing but the end of data."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(ends(each) for each in error.exceptions)
+    return isinstance(error, OutOfRangeError)

@@ -1,0 +1,376 @@
+"""Where values live between steps, and how one step reads and changes them.
+
+A `Transaction` collects what a step writes; `commit` takes all of it at one instant, without an await
+(contract T2). Transactions nest: a raw run inside a step function is a transaction of its own that
+merges into the step's when it succeeds, so a run that fails inside a step takes back its own writes only.
+
+Every value carries a *stamp*, a number that no other write has. A write that came from `update` remembers
+the stamp of the value that it began from. If the stamp has changed by the time of the commit (or merge),
+the functions are applied again to what is there now, so that no update is lost (contract T5).
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol
+
+from asyncstep._runtime.calls import refuse_coroutine
+from asyncstep.errors import AbortedError, FailedPreconditionError, SessionClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from asyncstep._graph.variable import Variable
+
+_stamps = itertools.count(1)
+
+Updates = tuple[Any, "Callable[..., Any]", tuple[Any, ...]]
+"""(the updates before, function, args): a linked list, the newest first."""
+
+
+class Fate(enum.Enum):
+    """What becomes of the items of a transaction that is rolled back (contract D1)."""
+
+    GIVE_AGAIN = "give again"
+    PARK = "park"
+
+
+class Items(Protocol):
+    """Source items that a transaction holds."""
+
+    def done(self) -> None:
+        """They were committed."""
+
+    def undone(self, fate: Fate) -> None:
+        """They were rolled back."""
+
+
+class Reader(Protocol):
+    """What gives one raw session the items of one source."""
+
+    async def take(self, transaction: Transaction) -> Any:
+        """The next item, or batch of items; OutOfRangeError after the last."""
+
+    def state(self) -> Any:
+        """How far the source is."""
+
+    async def aclose(self) -> None:
+        """Close the iterators that are open."""
+
+
+class Owner(Protocol):
+    """The session whose step a transaction is."""
+
+    sealed: bool
+    """Whether its steps can no longer commit (contract L6)."""
+
+    def data_ended(self, error: BaseException) -> None:
+        """A raw run inside one of its steps met the end of data (contract S7)."""
+
+
+class WriteRecord:
+    """What a transaction has written to one variable; never changed, only replaced."""
+
+    __slots__ = ("base", "stamp", "updates", "value")
+
+    def __init__(self, value: Any, base: int, updates: Updates | None) -> None:
+        self.value = value
+        self.stamp = next(_stamps)
+        self.base = base
+        self.updates = updates  # None: the value does not depend on what was there before
+
+
+class LocalStateStore:
+    """The values of one raw session, in a dict.
+
+    Attributes:
+        closed: the raw session has ended; nothing can be committed any more.
+        committed: whether a step of a monitored session has committed (contract V5).
+        superseded: it was ended by a recovery (contract V2).
+    """
+
+    __slots__ = ("closed", "committed", "readers", "stamps", "superseded", "values")
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.stamps: dict[str, int] = {}
+        self.readers: dict[str, Reader] = {}
+        self.closed = False
+        self.committed = False
+        self.superseded = False
+
+    def initialize(self, variables: Iterable[Variable[Any]]) -> None:
+        """Give variables that have no value their initial ones."""
+        for variable in variables:
+            if variable.name not in self.values:
+                self.values[variable.name] = variable.initial_value()
+                self.stamps[variable.name] = next(_stamps)
+
+    def reader(self, source: Any) -> Reader:
+        """What gives this session the items of a source."""
+        reader = self.readers.get(source.name)
+        if reader is None:
+            reader = self.readers[source.name] = source.open()
+        return reader
+
+    def read(self, name: str) -> Any:
+        """The committed value of a variable."""
+        return self.values[name]
+
+    def stamp(self, name: str) -> int:
+        """The stamp of the committed value."""
+        return self.stamps[name]
+
+    def commit(self, transaction: Transaction, step: str | None) -> int | None:
+        """Take all writes and items of a transaction at one instant; return the global step."""
+        if self.superseded:
+            raise SupersededError("the session recovered while this step was running; the step is run again")
+        if self.closed or (transaction.owner is not None and transaction.owner.sealed):
+            raise SessionClosedError("the session is closed, so this step can no longer commit; it is rolled back")
+        values = [(name, resolved(name, record, self)) for name, record in transaction.writes.items()]
+        for name, record in values:
+            self.values[name] = record.value
+            self.stamps[name] = record.stamp
+        if transaction.owner is not None:
+            self.committed = True
+        if step is None:
+            return None
+        if transaction.counts:
+            self.values[step] += 1
+            self.stamps[step] = next(_stamps)
+        number: int = self.values[step]
+        return number
+
+
+class SupersededError(AbortedError):
+    """A step of an incarnation that has ended tried to go on."""
+
+
+def resolved(name: str, record: WriteRecord, target: LocalStateStore | Transaction) -> WriteRecord:
+    """The record as it is to be written into `target`, its updates applied again if need be."""
+    if record.updates is None or record.base == target.stamp(name):
+        return record
+    base = target.stamp(name)
+    value = target.read(name)
+    for function, args in reversed(list(_unlinked(record.updates))):
+        value = apply_update(name, function, value, args)
+    return WriteRecord(value, base, record.updates)
+
+
+def _unlinked(updates: Updates | None) -> Iterable[tuple[Callable[..., Any], tuple[Any, ...]]]:
+    while updates is not None:
+        updates, function, args = updates
+        yield function, args
+
+
+def _linked(before: Updates | None, after: Updates | None) -> Updates | None:
+    """One list of updates: `before`, then `after`."""
+    for function, args in reversed(list(_unlinked(after))):
+        before = (before, function, args)
+    return before
+
+
+def apply_update(name: str, function: Callable[..., Any], value: Any, args: tuple[Any, ...]) -> Any:
+    """The new value of a variable; an error gets a note that names the variable."""
+    try:
+        new = function(value, *args)
+    except Exception as error:
+        add_note_once(error, f"in an update of the variable {name!r}")
+        raise
+    if hasattr(new, "cr_frame"):
+        refuse_coroutine(new, f"the update function of the variable {name!r}")
+    return new
+
+
+def add_note_once(error: BaseException, note: str) -> None:
+    """Add a note to an exception, unless it has it already."""
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+
+
+class Transaction:
+    """What one step, or one raw run inside it, has read and changed so far.
+
+    Attributes:
+        store: the state that it will be committed to.
+        parent: the transaction of the step that a raw run inside it belongs to.
+        outer: the transaction that was current when this one began, of whatever session.
+        owner: the monitored session whose step it is, until the step is over; else None.
+        writes: the newest record of each variable written.
+        finished: committed for good, or rolled back.
+        counts: whether its commit adds one to the global step.
+        after_commit_errors: the ids of errors that hooks raised after a commit inside this step.
+        stop_asked: whether the session was asked to stop by this very step.
+    """
+
+    __slots__ = (
+        "after_commit_errors",
+        "counts",
+        "failed_items",
+        "finished",
+        "items",
+        "outer",
+        "owner",
+        "parent",
+        "stop_asked",
+        "store",
+        "writes",
+    )
+
+    def __init__(
+        self, store: LocalStateStore, parent: Transaction | None, outer: Transaction | None, owner: Owner | None = None
+    ) -> None:
+        self.store = store
+        self.parent = parent
+        self.outer = outer
+        self.owner = owner
+        self.writes: dict[str, WriteRecord] = {}
+        self.items: list[Items] | None = None
+        self.failed_items: list[Items] | None = None
+        self.finished = False
+        self.counts = False
+        self.stop_asked = False
+        self.after_commit_errors: tuple[int, ...] = ()
+
+    def read(self, name: str) -> Any:
+        """The transaction's own last write of a variable, else the enclosing one's, else the committed value."""
+        record = self.writes.get(name)
+        if record is not None:
+            return record.value
+        return self.store.values[name] if self.parent is None else self.parent.read(name)
+
+    def stamp(self, name: str) -> int:
+        """The stamp of what `read` gives."""
+        record = self.writes.get(name)
+        if record is not None:
+            return record.stamp
+        return self.store.stamps[name] if self.parent is None else self.parent.stamp(name)
+
+    def assign(self, name: str, value: Any) -> Any:
+        """Write a value, whatever is there."""
+        self.writes[name] = WriteRecord(value, 0, None)
+        return value
+
+    def update(self, name: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Write ``function(current, *args)``."""
+        record = self.writes.get(name)
+        if record is None:
+            new = WriteRecord(
+                apply_update(name, function, self.read(name), args), self.stamp(name), (None, function, args)
+            )
+        else:
+            value = apply_update(name, function, record.value, args)
+            new = WriteRecord(value, record.base, record.updates and (record.updates, function, args))
+        self.writes[name] = new
+        return new.value
+
+    def hold(self, items: Items) -> None:
+        """Source items that were given to this transaction."""
+        if self.items is None:
+            self.items = []
+        self.items.append(items)
+
+    def merge(self, target: Transaction) -> None:
+        """Make all of this part of `target`, the enclosing transaction."""
+        if target.finished:
+            raise FailedPreconditionError(
+                "the step that this run belongs to has ended, so what the run wrote has no place to go;"
+                " await the runs of a step inside it"
+            )
+        records = [(name, self._over(target, name, record)) for name, record in self.writes.items()]
+        target.writes.update(records)
+        if self.items is not None:
+            target.items = [*(target.items or ()), *self.items]
+        self._add_failed_items(target)
+        self.finished = True
+
+    def _over(self, target: Transaction, name: str, record: WriteRecord) -> WriteRecord:
+        """This record, as a continuation of what `target` has written."""
+        record = resolved(name, record, target)
+        before = target.writes.get(name)
+        if before is None or record.updates is None:
+            return record
+        updates = None if before.updates is None else _linked(before.updates, record.updates)
+        return WriteRecord(record.value, before.base, updates)
+
+    def _add_failed_items(self, target: Transaction) -> None:
+        if self.failed_items is not None:
+            target.failed_items = [*(target.failed_items or ()), *self.failed_items]
+
+    def commit(self, step: str | None = None) -> int | None:
+        """Commit to the store, together with what the enclosing transaction has so far (contract T3).
+
+        Returns the value of the global step if its name is given.
+        """
+        parent = self.parent
+        if parent is None:
+            number = self.store.commit(self, step)
+            self._settle()
+            return number
+        # Merged into a copy of the enclosing transaction, which stays as it is if the commit fails.
+        whole = parent._copy()
+        whole.counts = self.counts
+        try:
+            self.merge(whole)
+            number = self.store.commit(whole, step)
+        except BaseException:
+            self.finished = False
+            raise
+        whole._settle()
+        parent.writes = {}
+        parent.items = parent.failed_items = None
+        return number
+
+    def _copy(self) -> Transaction:
+        copy = Transaction(self.store, None, None, self.owner)
+        copy.writes = dict(self.writes)
+        copy.items = self.items
+        copy.failed_items = self.failed_items
+        copy.finished = self.finished
+        return copy
+
+    def _settle(self) -> None:
+        """The commit is made: the items are done."""
+        self.finished = True
+        if self.items is not None:
+            for items in self.items:
+                items.done()
+        self._give_up_failed(Fate.PARK)
+
+    def roll_back(self, fate: Fate) -> None:
+        """Forget all writes; the items are given again or parked.
+
+        Inside a step, items that an error rolled back wait for the end of the step: a step that is run
+        again gets them again.
+        """
+        if self.finished:
+            return
+        self.finished = True
+        items, self.items = self.items, None
+        parent = self.parent
+        if parent is not None and not parent.finished and fate is Fate.PARK:
+            self.failed_items = [*(self.failed_items or ()), *(items or ())] or None
+            self._add_failed_items(parent)
+            return
+        for held in items or ():
+            held.undone(fate)
+        self._give_up_failed(fate)
+
+    def _give_up_failed(self, fate: Fate) -> None:
+        failed, self.failed_items = self.failed_items, None
+        for held in failed or ():
+            held.undone(fate)
+
+
+current: ContextVar[Transaction | None] = ContextVar("asyncstep_transaction", default=None)
+"""The innermost transaction of the code that is running."""
+
+
+def enclosing(store: LocalStateStore) -> Transaction | None:
+    """The innermost transaction on `store` that the running code is part of and that has not ended."""
+    transaction = current.get()
+    while transaction is not None and transaction.store is not store:
+        transaction = transaction.outer
+    return None if transaction is None or transaction.finished else transaction
