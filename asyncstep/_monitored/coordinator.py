@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from asyncstep._monitored.life import Life
+    from asyncstep._monitored.stop import StopReason
 
 logger = logging.getLogger("asyncstep")
 
@@ -96,6 +97,10 @@ class Coordinator:
             raise InvalidTypeError(f"request_stop takes an exception or nothing, not {kind_of(error)}")
         else:
             self.fail(error, "the coordinator")
+
+    def set_stop(self, reason: StopReason) -> None:
+        """Ask the session to stop, for a reason of any kind."""
+        self._life.stop.set(reason)
 
     def should_stop(self) -> bool:
         """Whether background tasks are to end: the session stops or closes."""
