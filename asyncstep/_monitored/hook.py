@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from asyncstep._monitored.coordinator import Coordinator
     from asyncstep._monitored.life import Life
+    from asyncstep._monitored.step import RunCall
     from asyncstep._runtime.session import Session
 
 
@@ -74,23 +75,22 @@ class SessionRunValues:
 class SessionRunContext:
     """One attempt of one run, as hooks see it (TensorFlow: ``tf.train.SessionRunContext``)."""
 
-    __slots__ = ("_args", "_hook", "_life", "_session", "attempt", "worker")
+    __slots__ = ("_call", "_hook", "_life", "_session", "attempt", "worker")
 
-    def __init__(
-        self, life: Life, session: Session, args: tuple[Any, Any, RunOptions | None], attempt: int, worker: int
-    ) -> None:
+    def __init__(self, life: Life, session: Session, call: RunCall, attempt: int) -> None:
         self._life = life
         self._session = session
-        self._args = args
+        self._call = call
         self._hook: SessionRunHook | None = None
         self.attempt = attempt
-        self.worker = worker
+        self.worker = call.worker
 
     @property
     def original_args(self) -> SessionRunArgs:
         """What the caller asked for; its feed dict is read-only."""
-        fetches, feeds, options = self._args
-        return SessionRunArgs(fetches, None if feeds is None else MappingProxyType(dict(feeds)), options)
+        call = self._call
+        feeds = None if call.feeds is None else MappingProxyType(dict(call.feeds))
+        return SessionRunArgs(call.fetches, feeds, call.options)
 
     @property
     def session(self) -> Session:

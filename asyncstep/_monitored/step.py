@@ -21,8 +21,9 @@ from asyncstep._monitored.stop import (
     raise_as_is,
     take_out,
 )
+from asyncstep._runtime.executor import evaluate
 from asyncstep._runtime.options import RunMetadata, RunOptions, check_options, merged
-from asyncstep._runtime.session import ends, within
+from asyncstep._runtime.session import CALLERS_FEEDS, ends, within
 from asyncstep._runtime.state import Fate, Transaction, current
 from asyncstep._runtime.typed import typed_run
 from asyncstep.errors import InvalidTypeError, StopRequested, kind_of
@@ -30,17 +31,22 @@ from asyncstep.errors import InvalidTypeError, StopRequested, kind_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from asyncstep._monitored.hook import HookTable
+    from asyncstep._monitored.hook import HookTable, SessionRunHook
     from asyncstep._monitored.life import Life
-    from asyncstep._runtime.session import Request, Session
+    from asyncstep._runtime.session import Session
 
 logger = logging.getLogger("asyncstep")
 
 
 class RunCall:
-    """What one monitored run was asked for; the same for all of its attempts."""
+    """What one monitored run was asked for, the same for all of its attempts; and what it came to.
 
-    __slots__ = ("feeds", "fetches", "metadata", "options", "table", "worker")
+    Attributes:
+        committed: whether the step is done: an error that comes then is one of `after_run`.
+        result: what the caller gets, once committed.
+    """
+
+    __slots__ = ("committed", "feeds", "fetches", "metadata", "options", "result", "table", "worker")
 
     def __init__(
         self,
@@ -57,219 +63,213 @@ class RunCall:
         self.options = options
         self.metadata = metadata
         self.worker = worker
+        self.committed = False
+        self.result: Any = None
 
 
-class RunAttempt:
-    """One attempt of one monitored run: contract R1, from `before_run` to `after_run`."""
+async def attempt_run(life: Life, call: RunCall, number: int, step: Transaction | None, raw: Session) -> Any:
+    """One attempt of one monitored run: contract R1, from `before_run` to `after_run`.
 
-    __slots__ = ("_call", "_called", "_committed", "_context", "_life", "_number", "_raw", "_result", "_transaction")
-
-    def __init__(self, life: Life, call: RunCall, number: int, step: Transaction | None, raw: Session) -> None:
-        self._life = life
-        self._call = call
-        self._number = number
-        self._raw = raw
-        self._transaction = Transaction(raw.store, step, current.get(), life)
-        self._transaction.counts = life.counts_steps
-        self._context: SessionRunContext | None = None
-        self._called = -1  # the last hook whose before_run was called
-        self._committed = False
-        self._result: Any = None
-
-    @property
-    def committed(self) -> bool:
-        """Whether the step is done: an error that comes now is one of `after_run`."""
-        return self._committed
-
-    @property
-    def result(self) -> Any:
-        """What the caller gets."""
-        return self._result
-
-    async def run(self) -> Any:
-        """Run it; whatever is raised before the commit has rolled it back."""
-        life, table, transaction = self._life, self._call.table, self._transaction
-        self._raw.check_open()
-        before = current.get()
-        current.set(transaction)
-        life.in_flight += 1
+    Whatever is raised before the commit has rolled it back, and `call.committed` is False.
+    """
+    raw.check_open()
+    table = call.table
+    before = current.get()
+    transaction = Transaction(raw.store, step, before, life)
+    transaction.counts = life.counts_steps
+    current.set(transaction)
+    life.in_flight += 1
+    context: SessionRunContext | None = None
+    place = -1  # of the last hook whose before_run was called
+    try:
         try:
-            try:
-                if table.silent:
-                    await self._evaluate_alone()
-                    return self._result
-                values = await self._until_commit()
-            except BaseException as error:
-                await self._failed(error)
-                raise
-            if table.after_run:
-                await self._after_run(values)
-            return self._result
-        finally:
-            current.set(before)
-            life.leave_step(transaction)
-
-    async def _evaluate_alone(self) -> None:
-        """A run that no hook takes part in."""
-        call, raw = self._call, self._raw
-        request = raw.request_one(call.fetches) if call.feeds is None else None
-        if request is None:
-            request = raw.request([call.fetches], [(call.feeds, "the caller's feed_dict")])
-        if call.options is None:
-            values = await raw.evaluate(request, self._transaction, None, None)
-        else:
-            with within(call.options):
-                values = await raw.evaluate(request, self._transaction, call.options, call.metadata)
-        self._commit(call.metadata)
-        self._result = request.results(values)[0]
-
-    async def _until_commit(self) -> _HookValues:
-        """Everything up to the commit: before_run, evaluation, before_commit."""
-        call, raw, table = self._call, self._raw, self._call.table
-        asked = await self._before_run()
-        options = call.options
-        request: Request | None = None
-        askers: list[int] = []
-        if asked is None:
-            request = raw.request_one(call.fetches) if call.feeds is None else None
-            if request is None:
-                request = raw.request([call.fetches], [(call.feeds, "the caller's feed_dict")])
-        else:
-            request, options, askers = self._request_of_all(asked)
-        metadata = call.metadata or RunMetadata()
-        with within(options):
-            values = await raw.evaluate(request, self._transaction, options, metadata)
-            results = request.results(values)
-            hook_values = _HookValues(dict(zip(askers, results[1:], strict=True)), options, metadata)
-            context = self._context
-            assert context is not None
-            for place, hook, method in table.before_commit:
-                context._hook = hook
-                await method(context, hook_values.of(place))
-        self._result = results[0]
-        hook_values.global_step = self._commit(metadata)
-        return hook_values
-
-    async def _before_run(self) -> list[tuple[int, SessionRunArgs]] | None:
-        """Ask every hook; what those gave that want something, or None if none does."""
-        call, table = self._call, self._call.table
-        context = self._context = SessionRunContext(
-            self._life, self._raw, (call.fetches, call.feeds, call.options), self._number, call.worker
-        )
-        asked: list[tuple[int, SessionRunArgs]] | None = None
-        for place, hook, method in table.before_run:
-            self._called = place
-            context._hook = hook
-            args = await method(context)
-            if args is not None:
-                if not isinstance(args, SessionRunArgs):
-                    raise InvalidTypeError(
-                        f"before_run of {type(hook).__name__} must return SessionRunArgs or None, not {kind_of(args)}"
-                    )
-                asked = asked or []
-                asked.append((place, args))
-        self._called = len(table.hooks)
-        return asked
-
-    def _request_of_all(
-        self, asked: list[tuple[int, SessionRunArgs]]
-    ) -> tuple[Request, RunOptions | None, list[int]]:
-        """One request for the caller and the hooks, the merged options, and the hooks that fetch something."""
-        call, hooks = self._call, self._call.table.hooks
-        fetches, feeds, options, askers = [call.fetches], [(call.feeds, "the caller's feed_dict")], call.options, []
-        for place, args in asked:
-            if args.fetches is not None:
-                fetches.append(args.fetches)
-                askers.append(place)
-            feeds.append((args.feed_dict, f"the hook {type(hooks[place]).__name__}"))
-            if args.options is not None:
-                check_options(args.options, None)
-                options = args.options if options is None else merged(options, args.options)
-        return self._raw.request(fetches, feeds), options, askers
-
-    def _commit(self, metadata: RunMetadata | None) -> int | None:
-        """Take all of it at one instant; there is no await here (contract R1e)."""
-        number = self._transaction.commit(GLOBAL_STEP)
-        self._committed = True
-        if metadata is not None:
-            metadata.global_step = number
-            metadata.attempt = self._number
-        return number
-
-    async def _after_run(self, values: _HookValues) -> None:
-        """Tell every hook, whatever the others do; then raise what they raised (contract R4, T7)."""
-        context, cancelled = self._context, anyio.get_cancelled_exc_class()
-        assert context is not None
-        errors: list[BaseException] = []
-        for place, hook, method in self._call.table.after_run:
-            context._hook = hook
-            try:
-                if any(isinstance(error, cancelled) for error in errors):
-                    with anyio.move_on_after(self._life.grace, shield=True):
-                        await method(context, values.of(place))
+            if table.silent:
+                values = await _evaluate_alone(call, raw, transaction)
+            else:
+                context = SessionRunContext(life, raw, call, number)
+                asked: list[tuple[int, SessionRunArgs]] | None = None
+                for place, hook, method in table.before_run:  # noqa: B007 - wanted after the loop
+                    context._hook = hook
+                    args = await method(context)
+                    if args is not None:
+                        asked = asked or []
+                        asked.append((place, _checked_args(args, hook)))
+                place = len(table.hooks)
+                if asked is None and call.options is None and not table.before_commit:
+                    request = raw.request_for(call.fetches, call.feeds)
+                    outputs = await evaluate(request.plan, list(request.fed), request.functions, transaction)
+                    call.result = request.result(outputs)
+                    values = HookValues(None, None, call.metadata)
                 else:
+                    values = await _evaluate_for_all(call, raw, transaction, context, asked)
+            step_number = transaction.commit(GLOBAL_STEP)  # there is no await in it (contract R1e)
+        except BaseException as error:
+            await _failed(life, call, transaction, raw, number, context, place, error)
+            raise
+        call.committed = True
+        if values is not None:
+            values.metadata.global_step = values.global_step = step_number
+            values.metadata.attempt = number
+        if table.after_run:
+            assert context is not None and values is not None
+            for index, (place, hook, method) in enumerate(table.after_run):
+                context._hook = hook
+                try:
                     await method(context, values.of(place))
-            except BaseException as error:  # noqa: ASYNC103 - raised below, when all hooks have been told
-                errors.append(error)
-        if errors:
-            try:
-                raise_as_is(_most_urgent(errors, cancelled))
-            finally:
-                errors.clear()
+                except BaseException as error:
+                    await _after_run_rest(life, context, values, table.after_run[index + 1 :], error)
+                    raise
+        return call.result
+    finally:
+        current.set(before)
+        life.leave_step(transaction)
 
-    async def _failed(self, error: BaseException) -> None:
-        """Roll back; tell the hooks that were told of the run."""
-        life = self._life
-        if ends(error) or any(ends(leaf) for leaf in leaves(error)):
-            life.data_ended(error)
-        self._transaction.roll_back(fate_of(life, error, self._number, self._raw))
-        if self._context is None:
-            return
-        later: list[BaseException] = []
-        for place, hook, method in self._call.table.on_run_error:
-            if place > self._called:
-                break
-            self._context._hook = hook
-            later.extend(await self._tell_error(method, error, hook))
-        if later and not isinstance(error, Exception) and not is_interrupt(error):
-            try:
-                raise_as_is(later[0])
-            finally:
-                later.clear()
 
-    async def _tell_error(
-        self, method: Callable[..., Awaitable[Any]], error: BaseException, hook: Any
-    ) -> Sequence[BaseException]:
-        """Tell one hook, shielded; what came in between that is no Exception is returned (contract R4)."""
+async def _evaluate_alone(call: RunCall, raw: Session, transaction: Transaction) -> HookValues | None:
+    """The evaluation of a run that no hook takes part in."""
+    request = raw.request_for(call.fetches, call.feeds)
+    if call.options is None:
+        outputs = await evaluate(request.plan, list(request.fed), request.functions, transaction)
+    else:
+        with within(call.options):
+            outputs = await raw.evaluate(request, transaction, call.options, call.metadata)
+    call.result = request.result(outputs)
+    return None if call.metadata is None else HookValues(None, call.options, call.metadata)
+
+
+async def _evaluate_for_all(
+    call: RunCall,
+    raw: Session,
+    transaction: Transaction,
+    context: SessionRunContext,
+    asked: list[tuple[int, SessionRunArgs]] | None,
+) -> HookValues:
+    """One evaluation of what the caller and the hooks want; then every before_commit."""
+    hooks, options = call.table.hooks, call.options
+    fetches: list[Any] = [call.fetches]
+    feeds: list[tuple[Any, str]] = [(call.feeds, CALLERS_FEEDS)]
+    askers: list[int] = []
+    for place, args in asked or ():
+        if args.fetches is not None:
+            fetches.append(args.fetches)
+            askers.append(place)
+        feeds.append((args.feed_dict, f"the hook {type(hooks[place]).__name__}"))
+        if args.options is not None:
+            check_options(args.options, None)
+            options = args.options if options is None else merged(options, args.options)
+    request = raw.request(fetches, feeds)
+    values = HookValues(None, options, call.metadata)
+    with within(options):
+        outputs = await raw.evaluate(request, transaction, options, values.metadata)
+        call.result, *results = request.results(outputs)
+        values.results = dict(zip(askers, results, strict=True))
+        for place, hook, method in call.table.before_commit:
+            context._hook = hook
+            await method(context, values.of(place))
+    return values
+
+
+def _checked_args(args: object, hook: SessionRunHook) -> SessionRunArgs:
+    if isinstance(args, SessionRunArgs):
+        return args
+    raise InvalidTypeError(
+        f"before_run of {type(hook).__name__} must return SessionRunArgs or None, not {kind_of(args)}"
+    )
+
+
+async def _after_run_rest(
+    life: Life,
+    context: SessionRunContext,
+    values: HookValues,
+    rest: Sequence[tuple[int, SessionRunHook, Callable[..., Awaitable[Any]]]],
+    first: BaseException,
+) -> None:
+    """One hook has raised after the commit: tell the others all the same, shielded (contract R4, T7).
+
+    Raises what is more urgent than `first`, if there is such.
+    """
+    errors = [first]
+    for place, hook, method in rest:
+        context._hook = hook
         try:
-            with anyio.move_on_after(self._life.grace, shield=True):
-                await method(self._context, error)
-        except Exception:
-            logger.exception("on_run_error of %s failed, after %r", type(hook).__name__, error)
-        except BaseException as later:  # noqa: ASYNC103 - raised when every hook has been told
-            return (later,)
-        return ()
+            with anyio.move_on_after(life.grace, shield=True):
+                await method(context, values.of(place))
+        except BaseException as error:  # noqa: ASYNC103 - raised below, when all hooks have been told
+            errors.append(error)
+    final = _most_urgent(errors, anyio.get_cancelled_exc_class())
+    try:
+        if final is not first:
+            raise_as_is(final)
+    finally:
+        errors.clear()
+        del final, first
 
 
-class _HookValues:
+async def _failed(
+    life: Life,
+    call: RunCall,
+    transaction: Transaction,
+    raw: Session,
+    number: int,
+    context: SessionRunContext | None,
+    place: int,
+    error: BaseException,
+) -> None:
+    """Roll back; tell the hooks that were told of the run (contract R4)."""
+    if any(ends(leaf) for leaf in leaves(error)):
+        life.data_ended(error)
+    transaction.roll_back(fate_of(life, error, number, raw))
+    if context is None:
+        return
+    later: list[BaseException] = []
+    for at, hook, method in call.table.on_run_error:
+        if at > place:
+            break
+        context._hook = hook
+        later.extend(await _tell_error(life, context, method, error, hook))
+    try:
+        if later and not isinstance(error, Exception) and not is_interrupt(error):
+            raise_as_is(later[0])
+    finally:
+        later.clear()
+        del error
+
+
+async def _tell_error(
+    life: Life, context: SessionRunContext, method: Callable[..., Awaitable[Any]], error: BaseException, hook: Any
+) -> Sequence[BaseException]:
+    """Tell one hook, shielded; what came in between that is no Exception is returned (contract R4)."""
+    try:
+        with anyio.move_on_after(life.grace, shield=True):
+            await method(context, error)
+    except Exception:
+        logger.exception("on_run_error of %s failed, after %r", type(hook).__name__, error)
+    except BaseException as later:  # noqa: ASYNC103 - raised when every hook has been told
+        return (later,)
+    return ()
+
+
+class HookValues:
     """The values that each hook sees: its own results only (contract R2)."""
 
-    __slots__ = ("_metadata", "_options", "_plain", "_results", "global_step")
+    __slots__ = ("_plain", "global_step", "metadata", "options", "results")
 
-    def __init__(self, results: dict[int, Any], options: RunOptions | None, metadata: RunMetadata) -> None:
-        self._results = results
-        self._options = options
-        self._metadata = metadata
-        self._plain: SessionRunValues | None = None
+    def __init__(
+        self, results: dict[int, Any] | None, options: RunOptions | None, metadata: RunMetadata | None
+    ) -> None:
+        self.results = results
+        self.options = options
+        self.metadata = RunMetadata() if metadata is None else metadata
         self.global_step: int | None = None
+        self._plain: SessionRunValues | None = None
 
     def of(self, place: int) -> SessionRunValues:
         """What the hook at this place is given."""
-        if place in self._results:
-            return SessionRunValues(self._results[place], self._options, self._metadata, self.global_step)
+        if self.results is not None and place in self.results:
+            return SessionRunValues(self.results[place], self.options, self.metadata, self.global_step)
         plain = self._plain
         if plain is None or plain.global_step != self.global_step:
-            plain = self._plain = SessionRunValues(None, self._options, self._metadata, self.global_step)
+            plain = self._plain = SessionRunValues(None, self.options, self.metadata, self.global_step)
         return plain
 
 
@@ -298,13 +298,12 @@ async def run_with_retries(life: Life, call: RunCall) -> Any:
     while True:
         raw = life.raw
         assert raw is not None
-        attempt = RunAttempt(life, call, number, None, raw)
         try:
-            return await attempt.run()
+            return await attempt_run(life, call, number, None, raw)
         except Exception as error:
-            if attempt.committed:
+            if call.committed:
                 if await _recovered_after_commit(life, error, raw):
-                    return attempt.result
+                    return call.result
                 raise
             if not await _retried(life, error, number, raw):
                 raise
@@ -369,11 +368,10 @@ class StepContext:
         await begin_run(life, in_step=transaction if transaction.owner is life else None)
         check_options(options, run_metadata)
         call = RunCall(life.table_of(hooks), fetches, feed_dict, options, run_metadata, self.worker)
-        attempt = RunAttempt(life, call, self.attempt, transaction, self.session)
         try:
-            return await attempt.run()
+            return await attempt_run(life, call, self.attempt, transaction, self.session)
         except Exception as error:
-            if attempt.committed:
+            if call.committed:
                 transaction.after_commit_errors = (*transaction.after_commit_errors, *map(id, leaves(error)))
             raise
 

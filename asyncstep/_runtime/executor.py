@@ -55,40 +55,28 @@ async def evaluate(
 
     Checkpoint: if a step of it is one.
     """
-    steps = plan.steps
-    if timings is None and (plan.alone == len(steps) or concurrency == 1):
-        await _in_order(plan, steps, values, functions, transaction)
+    if timings is None and (plan.is_sequence or concurrency == 1):
+        append = values.append
+        try:
+            for kind, call, pick in plan.steps:
+                if kind == ONE:
+                    append(await call(values[pick]))
+                elif kind == MANY:
+                    append(await call(*pick(values)))
+                elif kind == INLINE:
+                    append(call(values, transaction))
+                elif kind == AD_HOC:
+                    append(await functions[pick]())
+                else:
+                    append(await (call() if kind == NONE else call(values, transaction)))
+        except Exception as error:
+            name_node(error, plan, len(values) - plan.first, functions)
+            raise
     else:
         await _Overlap(plan, values, functions, transaction, concurrency, timings).run()
     for name in plan.late:
         values.append(transaction.read(name))
     return values
-
-
-async def _in_order(
-    plan: Plan,
-    steps: Sequence[Step],
-    values: list[Any],
-    functions: Sequence[Callable[[], Awaitable[Any]]],
-    transaction: Transaction,
-) -> None:
-    """Append the values of `steps`, which are the next in the plan, one after the other."""
-    append = values.append
-    try:
-        for kind, call, pick in steps:
-            if kind == ONE:
-                append(await call(values[pick]))
-            elif kind == MANY:
-                append(await call(*pick(values)))
-            elif kind == INLINE:
-                append(call(values, transaction))
-            elif kind == AD_HOC:
-                append(await functions[pick]())
-            else:
-                append(await (call() if kind == NONE else call(values, transaction)))
-    except Exception as error:
-        name_node(error, plan, len(values) - plan.first, functions)
-        raise
 
 
 def name_node(
@@ -133,12 +121,10 @@ class _Overlap:
 
     async def run(self) -> None:
         """Append the values of all steps."""
-        head = 0 if self.timings is not None else self.plan.alone
-        await _in_order(self.plan, self.plan.steps[:head], self.values, self.functions, self.transaction)
         outer: BaseException | None = None
         try:
             async with self.group:
-                await self._host(head)
+                await self._host()
         except BaseException as error:  # noqa: ASYNC103 - raised below, where no error is its context
             outer = error
         failures, cancellation = self.failures, self.cancellation
@@ -156,24 +142,25 @@ class _Overlap:
         finally:
             del failures, cancellation, outer
 
-    async def _host(self, head: int) -> None:
+    async def _host(self) -> None:
         """The caller's task: in order, until a spare has taken part; then like any other worker."""
         if self.timings is not None:
-            self._share(head, None)
+            self._share(0, None)
         else:
-            self._schedule_spare()
-            await self._ahead(head)
+            await self._ahead()
         if self.shared and not self.over:
             await self._work()
         elif not self.shared:
             self.over = True
 
-    async def _ahead(self, head: int) -> None:
+    async def _ahead(self) -> None:
+        """Append values in order; the spare is scheduled before the first step that another could overlap with."""
         steps, values, functions, transaction = self.plan.steps, self.values, self.functions, self.transaction
-        first, index = self.plan.first, head
+        first, index, alone = self.plan.first, 0, self.plan.alone
         try:
-            for index in range(head, len(steps)):
-                kind, call, pick = steps[index]
+            for index, (kind, call, pick) in enumerate(steps):
+                if index == alone:
+                    self._schedule_spare()
                 if kind == ONE:
                     value = await call(values[pick])
                 elif kind == MANY:

@@ -44,12 +44,19 @@ class RunMetadata:
         attempt: 1, or more after the step was retried.
     """
 
-    __slots__ = ("attempt", "global_step", "node_timings")
+    __slots__ = ("_node_timings", "attempt", "global_step")
 
     def __init__(self) -> None:
-        self.node_timings: dict[str, tuple[float, float]] = {}
+        self._node_timings: dict[str, tuple[float, float]] | None = None
         self.global_step: int | None = None
         self.attempt = 1
+
+    @property
+    def node_timings(self) -> dict[str, tuple[float, float]]:
+        """When each node began and ended."""
+        if self._node_timings is None:
+            self._node_timings = {}
+        return self._node_timings
 
     def __repr__(self) -> str:
         return f"RunMetadata(global_step={self.global_step}, attempt={self.attempt}, nodes={len(self.node_timings)})"

@@ -42,10 +42,11 @@ class Plan:
         late: the names of the variables that are read last.
         outputs: the slots of the fetches.
         alone: the number of steps at the head that no other step could overlap with.
+        is_sequence: whether that is all of them.
         inputs: for each step, the steps that it waits for.
     """
 
-    __slots__ = ("_consumers", "alone", "fed", "first", "inputs", "late", "nodes", "outputs", "steps")
+    __slots__ = ("_consumers", "alone", "fed", "first", "inputs", "is_sequence", "late", "nodes", "outputs", "steps")
 
     def __init__(self, leaves: Sequence[Leaf], fed: Sequence[Node[Any]]) -> None:
         order, dependencies, late = _ordered(leaves, frozenset(fed))
@@ -61,6 +62,7 @@ class Plan:
         )
         self.outputs = tuple(slots[leaf] for leaf in leaves)
         self.alone = _alone(self.steps, self.inputs)
+        self.is_sequence = self.alone == len(self.steps)
         self._consumers: tuple[tuple[int, ...], ...] | None = None
 
     @property

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from contextlib import nullcontext
+from inspect import CO_COROUTINE
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from asyncstep.data import Source, SourceState
 
 MOST_PLANS = 512
-_ASYNC_FUNCTION = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE
+CALLERS_FEEDS = "the caller's feed_dict"
 
 
 class Request:
@@ -42,7 +42,7 @@ class Request:
         parts: one function for each asker; each takes its values from an iterator, in turn.
     """
 
-    __slots__ = ("fed", "functions", "parts", "plan")
+    __slots__ = ("_slot", "fed", "functions", "parts", "plan")
 
     def __init__(
         self,
@@ -55,6 +55,11 @@ class Request:
         self.fed = fed
         self.functions = functions
         self.parts = parts
+        self._slot = plan.outputs[0] if parts == (next,) else None
+
+    def result(self, values: list[Any]) -> Any:
+        """What the first asker gets."""
+        return self.results(values)[0] if self._slot is None else values[self._slot]
 
     def results(self, values: list[Any]) -> list[Any]:
         """What each asker gets."""
@@ -79,6 +84,7 @@ class Session:
         self._store = LocalStateStore()
         self._opened = False
         self._plans: dict[Any, Plan] = {}
+        self._requests: dict[Node[Any], Request] = {}
         self._pace = Pace.__new__(Pace)
 
     @property
@@ -152,9 +158,7 @@ class Session:
         await self._pace.keep()
         self.check_open()
         check_options(options, run_metadata)
-        request = self.request_one(fetches) if feed_dict is None else None
-        if request is None:
-            request = self.request([fetches], [(feed_dict, "the feed_dict")])
+        request = self.request_for(fetches, feed_dict)
         transaction = self.begin()
         before = current.get()
         current.set(transaction)
@@ -174,7 +178,7 @@ class Session:
             raise
         finally:
             current.set(before)
-        return request.results(values)[0]
+        return request.result(values)
 
     # What follows is for the monitored session.
 
@@ -206,20 +210,26 @@ class Session:
         parent = enclosing(self._store)
         return Transaction(self._store, parent, current.get())
 
-    def request_one(self, fetches: Any) -> Request | None:
-        """The request for one node or coroutine function without feeds; None if it is not as simple."""
-        if isinstance(fetches, Node):
-            plan = self._plans.get(fetches)
-            if plan is None:
-                if fetches.graph is not self._graph:
-                    raise foreign(fetches, self._graph)
-                plan = self._compiled(fetches, (fetches,), ())
-            return Request(plan)
-        if type(fetches) is FunctionType and fetches.__code__.co_flags & _ASYNC_FUNCTION and takes_nothing(fetches):
-            marker = ad_hoc(0)
-            plan = self._plans.get(marker) or self._compiled(marker, (marker,), ())
-            return Request(plan, (), (fetches,))
-        return None
+    def request_for(self, fetches: Any, feeds: Any) -> Request:
+        """The request of one asker."""
+        if feeds is None:
+            if isinstance(fetches, Node):
+                request = self._requests.get(fetches)
+                return self._request_node(fetches) if request is None else request
+            if type(fetches) is FunctionType and fetches.__code__.co_flags & CO_COROUTINE and takes_nothing(fetches):
+                marker = ad_hoc(0)
+                plan = self._plans.get(marker) or self._compiled(marker, (marker,), ())
+                return Request(plan, (), (fetches,))
+        return self.request([fetches], [(feeds, CALLERS_FEEDS)])
+
+    def _request_node(self, node: Node[Any]) -> Request:
+        if node.graph is not self._graph:
+            raise foreign(node, self._graph)
+        request = Request(self._compiled(node, (node,), ()))
+        if len(self._requests) >= MOST_PLANS:
+            del self._requests[next(iter(self._requests))]
+        self._requests[node] = request
+        return request
 
     def request(self, fetches: Iterable[Any], feeds: Iterable[tuple[Any, str]]) -> Request:
         """The request for the fetches of several askers, and the feeds of several owners."""

@@ -205,19 +205,13 @@ class Transaction:
         stop_asked: whether the session was asked to stop by this very step.
     """
 
-    __slots__ = (
-        "after_commit_errors",
-        "counts",
-        "failed_items",
-        "finished",
-        "items",
-        "outer",
-        "owner",
-        "parent",
-        "stop_asked",
-        "store",
-        "writes",
-    )
+    # No slots: what few transactions need stands here, and costs the others nothing.
+    items: list[Items] | None = None
+    failed_items: list[Items] | None = None
+    finished = False
+    counts = False
+    stop_asked = False
+    after_commit_errors: tuple[int, ...] = ()
 
     def __init__(
         self, store: LocalStateStore, parent: Transaction | None, outer: Transaction | None, owner: Owner | None = None
@@ -227,12 +221,6 @@ class Transaction:
         self.outer = outer
         self.owner = owner
         self.writes: dict[str, WriteRecord] = {}
-        self.items: list[Items] | None = None
-        self.failed_items: list[Items] | None = None
-        self.finished = False
-        self.counts = False
-        self.stop_asked = False
-        self.after_commit_errors: tuple[int, ...] = ()
 
     def read(self, name: str) -> Any:
         """The transaction's own last write of a variable, else the enclosing one's, else the committed value."""

@@ -1,0 +1,1 @@
+"""How fast asyncstep is, as ratios against references timed in the same process, interleaved."""
