@@ -34,7 +34,7 @@ class Life:
         session: the public session, which marks its own stops.
         raw: the raw session of the present incarnation; None before the first.
         began: the hooks whose `begin` was called.
-        in_flight: how many steps are under way, those inside steps included.
+        in_flight: how many steps are under way, or wait for their next attempt.
         opened, closing, closed: where in its life the session is.
         sealed: whether steps can no longer commit.
         turn: the worker that has begun a step most recently.
@@ -82,6 +82,10 @@ class Life:
         """Raise SessionClosedError unless steps may be run."""
         if self.closing or not self.opened:
             raise self.not_open()
+
+    def accepts(self, in_step: Transaction | None) -> bool:
+        """Whether a run may begin: while the session closes, only as a part of a step in flight (contract L6)."""
+        return self.opened and not (self.closing if in_step is None else self.sealed)
 
     def not_open(self) -> SessionClosedError:
         """The error for a use before the opening or after the closing (contract L1)."""
@@ -153,9 +157,8 @@ class Life:
 
     # Steps in flight.
 
-    def leave_step(self, transaction: Transaction) -> None:
+    def leave_step(self) -> None:
         """A step is over."""
-        transaction.owner = None
         self.in_flight -= 1
         if self._idle is not None:
             self._idle.set()
@@ -179,4 +182,4 @@ class Life:
 
     def own_steps(self) -> int:
         """How many steps in flight the running code is part of."""
-        return len(self._own_transactions())
+        return sum(transaction.parent is None for transaction in self._own_transactions())

@@ -70,18 +70,23 @@ class _Crew:
         self.working: set[int] = set(range(workers))
         self.errors: list[BaseException] = []
         self.cancellation: BaseException | None = None
+        self.wake = anyio.Event()
         self.done = anyio.Event()
 
     async def work(self, group: anyio.abc.TaskGroup) -> None:
         """Start the workers; once the session stops, give them the grace period to finish their steps."""
-        stopped = anyio.Event()
-        self.life.stop.when_set(stopped.set)
+        self.life.stop.when_set(self.wake.set)
         try:
             for index in range(self.size):
                 group.start_soon(self._worker, index, group.cancel_scope, name=f"{self.name} worker {index}")
-            await stopped.wait()
+            await self.wake.wait()
         finally:
-            self.life.stop.forget(stopped.set)
+            self.life.stop.forget(self.wake.set)
+        if self.life.stop.reason is None:
+            # A step was cancelled. If that came from outside of the loop, it is seen here too.
+            await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+            return
         with anyio.move_on_after(self.life.grace):
             await self.done.wait()
         if self.working:
@@ -106,9 +111,8 @@ class _Crew:
                     await anyio.lowlevel.checkpoint()  # nobody else has had a turn (contract W3)
         except cancelled as error:
             if not scope.cancel_called and self.cancellation is None:
-                # Not from outside the step: if nobody else is cancelled, it is what ends the loop.
                 self.cancellation = error
-                life.request_stop(StopKind.CANCELLED, None, self.name)
+                self.wake.set()
             raise
         except BaseException as error:
             self._failed(error, scope)

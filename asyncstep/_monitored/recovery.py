@@ -95,7 +95,7 @@ class Recovery:
 def may_retry(life: Life, error: BaseException, attempt: int, raw: Session) -> bool:
     """Whether a step that failed with this error is run again (contract V1, V3)."""
     recovery = life.recovery
-    if recovery is None or attempt >= recovery.max_attempts:
+    if recovery is None or attempt >= recovery.max_attempts or life.sealed:
         return False
     return is_transient(life, error, raw)
 

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from asyncstep._graph.graph import GLOBAL_STEP
 from asyncstep._monitored.hook import ALL, SessionRunArgs, SessionRunContext, SessionRunValues
@@ -24,7 +25,7 @@ from asyncstep._monitored.stop import (
 from asyncstep._runtime.executor import evaluate
 from asyncstep._runtime.options import RunMetadata, RunOptions, check_options, merged
 from asyncstep._runtime.session import CALLERS_FEEDS, ends, within
-from asyncstep._runtime.state import Fate, Transaction, current
+from asyncstep._runtime.state import Fate, Transaction, current, live
 from asyncstep._runtime.typed import typed_run
 from asyncstep.errors import InvalidTypeError, StopRequested, kind_of
 
@@ -74,11 +75,10 @@ async def attempt_run(life: Life, call: RunCall, number: int, step: Transaction 
     """
     raw.check_open()
     table = call.table
-    before = current.get()
+    before = live(current.get())
     transaction = Transaction(raw.store, step, before, life)
     transaction.counts = life.counts_steps
     current.set(transaction)
-    life.in_flight += 1
     context: SessionRunContext | None = None
     place = -1  # of the last hook whose before_run was called
     try:
@@ -122,7 +122,7 @@ async def attempt_run(life: Life, call: RunCall, number: int, step: Transaction 
         return call.result
     finally:
         current.set(before)
-        life.leave_step(transaction)
+        transaction.owner = None
 
 
 async def _evaluate_alone(call: RunCall, raw: Session, transaction: Transaction) -> HookValues | None:
@@ -295,19 +295,23 @@ def fate_of(life: Life, error: BaseException, attempt: int, raw: Session) -> Fat
 async def run_with_retries(life: Life, call: RunCall) -> Any:
     """A run of its own: attempts until one succeeds or may not be repeated (contract V1)."""
     number = 1
-    while True:
-        raw = life.raw
-        assert raw is not None
-        try:
-            return await attempt_run(life, call, number, None, raw)
-        except Exception as error:
-            if call.committed:
-                if await _recovered_after_commit(life, error, raw):
-                    return call.result
-                raise
-            if not await _retried(life, error, number, raw):
-                raise
-        number += 1
+    life.in_flight += 1
+    try:
+        while True:
+            raw = life.raw
+            assert raw is not None
+            try:
+                return await attempt_run(life, call, number, None, raw)
+            except Exception as error:
+                if call.committed:
+                    if await _recovered_after_commit(life, error, raw):
+                        return call.result
+                    raise
+                if not await _retried(life, error, number, raw):
+                    raise
+            number += 1
+    finally:
+        life.leave_step()
 
 
 async def _recovered_after_commit(life: Life, error: Exception, raw: Session) -> bool:
@@ -382,7 +386,7 @@ class StepContext:
         that is raised again instead; the stop is set all the same.
         """
         life = self._life
-        if life.closing:
+        if life.sealed:
             raise life.not_open()
         self._stopped = True
         life.request_stop(StopKind.REQUESTED, reason, "a step function")
@@ -417,11 +421,14 @@ async def begin_run(life: Life, in_step: Transaction | None = None) -> None:
     A step in flight may go on after a stop that came from elsewhere, so that it can finish (contract W1);
     a step that asked for the stop itself, or met the end of data, may not.
     """
-    if life.closing or not life.opened:
+    if not life.accepts(in_step):
         raise life.not_open()
-    await life.pace.keep()
-    if life.closing:
-        raise life.not_open()
+    if life.pace.is_due():
+        await life.pace.turn()
+        if not life.accepts(in_step):
+            raise life.not_open()
+    else:
+        await checkpoint_if_cancelled()
     if life.coord.has_errors:
         life.raise_background_error()
     if life.stop.reason is not None and (in_step is None or in_step.stop_asked):
@@ -432,19 +439,23 @@ async def run_step_fn(life: Life, step_fn: Callable[..., Awaitable[Any]], args: 
     """One step: a call of a step function, with its retries."""
     await begin_run(life)
     number = 1
-    while True:
-        raw = life.raw
-        assert raw is not None
-        transaction = Transaction(raw.store, None, current.get(), life)
-        try:
-            return await _attempt_step_fn(life, raw, transaction, step_fn, args, number, worker)
-        except Exception as error:
-            after_commit = transaction.after_commit_errors
-            if after_commit and any(id(leaf) in after_commit for leaf in leaves(error)):
-                raise  # contract V6: what the step had done is committed
-            if not await _retried(life, error, number, raw):
-                raise
-        number += 1
+    life.in_flight += 1
+    try:
+        while True:
+            raw = life.raw
+            assert raw is not None
+            transaction = Transaction(raw.store, None, live(current.get()), life)
+            try:
+                return await _attempt_step_fn(life, raw, transaction, step_fn, args, number, worker)
+            except Exception as error:
+                after_commit = transaction.after_commit_errors
+                if after_commit and any(id(leaf) in after_commit for leaf in leaves(error)):
+                    raise  # contract V6: what the step had done is committed
+                if not await _retried(life, error, number, raw):
+                    raise
+            number += 1
+    finally:
+        life.leave_step()
 
 
 async def _attempt_step_fn(
@@ -459,7 +470,6 @@ async def _attempt_step_fn(
     context = StepContext(life, raw, transaction, number, worker)
     before = current.get()
     current.set(transaction)
-    life.in_flight += 1
     try:
         try:
             result = await step_fn(context, *args)
@@ -474,7 +484,7 @@ async def _attempt_step_fn(
     finally:
         current.set(before)
         context.end()
-        life.leave_step(transaction)
+        transaction.owner = None
 
 
 def _commit_rest(transaction: Transaction) -> None:

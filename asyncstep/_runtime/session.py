@@ -17,7 +17,7 @@ from asyncstep._runtime.fetches import Flattening, Leaf, ad_hoc, foreign
 from asyncstep._runtime.options import RunMetadata, RunOptions, check_options, deadline
 from asyncstep._runtime.pace import Pace
 from asyncstep._runtime.plan import Plan
-from asyncstep._runtime.state import Fate, LocalStateStore, SupersededError, Transaction, current, enclosing
+from asyncstep._runtime.state import Fate, LocalStateStore, SupersededError, Transaction, current, enclosing, live
 from asyncstep._runtime.typed import typed_run
 from asyncstep.errors import InvalidTypeError, NotFoundError, OutOfRangeError, SessionClosedError, kind_of
 
@@ -208,7 +208,7 @@ class Session:
     def begin(self) -> Transaction:
         """The transaction of a raw run: part of the step that is running, if it is one of this session."""
         parent = enclosing(self._store)
-        return Transaction(self._store, parent, current.get())
+        return Transaction(self._store, parent, live(current.get()))
 
     def request_for(self, fetches: Any, feeds: Any) -> Request:
         """The request of one asker."""

@@ -356,6 +356,13 @@ current: ContextVar[Transaction | None] = ContextVar("asyncstep_transaction", de
 """The innermost transaction of the code that is running."""
 
 
+def live(transaction: Transaction | None) -> Transaction | None:
+    """The innermost of a transaction and those around it that is not over, so that no chain of them grows."""
+    while transaction is not None and transaction.finished and transaction.owner is None:
+        transaction = transaction.outer
+    return transaction
+
+
 def enclosing(store: LocalStateStore) -> Transaction | None:
     """The innermost transaction on `store` that the running code is part of and that has not ended."""
     transaction = current.get()
