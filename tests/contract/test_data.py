@@ -1,0 +1,673 @@
+"""Contract D: where items come from (D1, D2 without checkpoints, D4, D5)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+from asyncstep.data import SourceState, source
+
+from asyncstep import (
+    AbortedError,
+    ChiefSessionCreator,
+    Graph,
+    MonitoredSession,
+    OutOfRangeError,
+    Recovery,
+    RunOptions,
+    Session,
+    SessionRunArgs,
+    SessionRunContext,
+    SessionRunHook,
+    SessionRunValues,
+    StepContext,
+    op,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+def monitored(graph: Graph, *hooks: SessionRunHook, **options: Any) -> MonitoredSession:
+    """A monitored session of `graph` with `hooks`."""
+    return MonitoredSession(ChiefSessionCreator(graph=graph), hooks, **options)
+
+
+def finished(position: int) -> SourceState:
+    """The state of a source whose first `position` items are committed and no other was given."""
+    return SourceState(position=position, pending=(), parked=())
+
+
+@op
+async def hold(started: list[Any], gates: dict[Any, anyio.Event], item: Any) -> Any:
+    """Note the item and wait until the test lets it go."""
+    started.append(item)
+    await gates.setdefault(item, anyio.Event()).wait()
+    return item
+
+
+async def raise_boom(*_: object) -> None:
+    """Fail as user code fails."""
+    raise ValueError("boom")
+
+
+async def drain(session: MonitoredSession, fetch: Any) -> list[Any]:
+    """Everything that one task is given until the data ends."""
+    items = []
+    while True:
+        try:
+            items.append(await session.run_without_hooks(fetch))
+        except OutOfRangeError:
+            return items
+
+
+# Kinds of items
+
+
+def letters() -> Iterator[str]:
+    """A function that gives an iterable from its first item."""
+    yield from "abcde"
+
+
+async def async_letters() -> AsyncIterator[str]:
+    """A function that gives an async iterable from its first item."""
+    for letter in "abcde":
+        await anyio.lowlevel.checkpoint()
+        yield letter
+
+
+@pytest.mark.parametrize("items", [list("abcde"), tuple("abcde"), "abcde", letters, async_letters])
+async def test_every_kind_of_items_is_given_in_order(items: Any) -> None:
+    """D1: a sequence, an iterable and an async iterable all give each item once, in order, then end."""
+    with Graph() as graph:
+        letter = source(items, name="letters")
+    async with monitored(graph) as session:
+        assert await drain(session, letter) == list("abcde")
+        assert session.source_state(letter) == finished(5)
+
+
+@pytest.mark.parametrize("items", [list("abcde"), letters, async_letters])
+@pytest.mark.parametrize(
+    ("drop_remainder", "expected"),
+    [(False, [["a", "b"], ["c", "d"], ["e"]]), (True, [["a", "b"], ["c", "d"]])],
+)
+async def test_batches_are_lists_of_items(
+    items: Any, drop_remainder: bool, expected: list[list[str]]
+) -> None:
+    """D1: `batch` gives lists of so many items; the shorter last one is given too, or dropped if asked."""
+    with Graph() as graph:
+        letter = source(items, name="letters", batch=2, drop_remainder=drop_remainder)
+    async with monitored(graph) as session:
+        assert await drain(session, letter) == expected
+
+
+@pytest.mark.parametrize("items", [list("ab"), lambda: iter("ab"), letters])
+async def test_repeat_gives_the_items_so_often(items: Any) -> None:
+    """D1: `repeat` gives all items again in each epoch, and positions go on counting."""
+    epoch = list("abcde") if items is letters else list("ab")
+    with Graph() as graph:
+        letter = source(items, name="letters", repeat=3)
+    async with monitored(graph) as session:
+        assert await drain(session, letter) == epoch * 3
+        assert session.source_state(letter) == finished(3 * len(epoch))
+
+
+async def test_repeat_none_never_ends() -> None:
+    """D1: `repeat=None` gives the items for ever."""
+    with Graph() as graph:
+        letter = source("ab", name="letters", repeat=None)
+    async with monitored(graph) as session:
+        assert [await session.run(letter) for _ in range(7)] == list("abababa")
+
+
+async def test_a_source_without_items_ends_at_once() -> None:
+    """D5: an empty source is at its end, also one that would repeat for ever."""
+    with Graph() as graph:
+        empties = [source([], name="one"), source(lambda: iter(()), name="for_ever", repeat=None)]
+    async with monitored(graph) as session:
+        for empty in empties:
+            with anyio.fail_after(5), pytest.raises(OutOfRangeError):
+                await session.run_without_hooks(empty)
+
+
+# D1: each item to one step
+
+
+async def test_each_item_is_given_to_one_step() -> None:
+    """D1: concurrent steps get different items, and all of them."""
+    given: list[int] = []
+    with Graph() as graph:
+        number = source(range(100), name="numbers")
+
+    async def step(ctx: StepContext) -> None:
+        item = await ctx.run_with_hooks(number)
+        for _ in range(item % 4):
+            await anyio.lowlevel.checkpoint()
+        given.append(item)
+
+    async with monitored(graph) as session:
+        await session.loop(step, workers=7)
+        assert session.source_state(number) == finished(100)
+    assert sorted(given) == list(range(100))
+
+
+async def test_one_run_gets_one_item_whoever_fetches_it() -> None:
+    """D1: within a run a source is evaluated once; the caller, the ops and the hooks see the same item."""
+    seen: list[Any] = []
+    with Graph() as graph:
+        letter = source("abc", name="letters")
+        upper = op(str.upper)(letter)
+
+    class Ask(SessionRunHook):
+        async def before_run(self, run_context: SessionRunContext) -> Any:
+            return SessionRunArgs([letter])
+
+        async def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+            seen.append(run_values.results)
+
+    async with monitored(graph, Ask()) as session:
+        assert await session.run([letter, upper]) == ["a", "A"]
+        assert await session.run([upper]) == ["B"]
+    assert seen == [["a"], ["b"]]
+
+
+async def test_each_raw_run_of_a_step_function_takes_an_item() -> None:
+    """D1: a step function that runs the source twice has two items, both done when it commits."""
+    with Graph() as graph:
+        letter = source("abc", name="letters")
+
+    async def step(ctx: StepContext) -> list[str]:
+        pair = [await ctx.session.run(letter), await ctx.session.run(letter)]
+        assert session.source_state(letter) == SourceState(position=0, pending=(0, 1), parked=())
+        return pair
+
+    async with monitored(graph) as session:
+        assert await session.run_step_fn(step) == ["a", "b"]
+        assert session.source_state(letter) == finished(2)
+
+
+async def test_an_item_is_done_when_its_step_commits() -> None:
+    """D1, D2: pending while the step runs; the low-water mark waits for the oldest item."""
+    started: list[str] = []
+    gates: dict[str, anyio.Event] = {}
+    with Graph() as graph:
+        letter = source("abcdef", name="letters")
+        held = hold(started, gates, letter)
+    async with monitored(graph) as session:
+        states = []
+        async with anyio.create_task_group() as group:
+            for _ in range(4):
+                group.start_soon(session.run, held)
+                await anyio.wait_all_tasks_blocked()
+            assert started == list("abcd")
+            states.append(session.source_state(letter))
+            for name in "cbad":
+                gates[name].set()
+                await anyio.wait_all_tasks_blocked()
+                states.append(session.source_state(letter))
+    assert [(state.position, state.pending) for state in states] == [
+        (0, (0, 1, 2, 3)),
+        (0, (0, 1, 3)),
+        (0, (0, 3)),
+        (3, (3,)),
+        (4, ()),
+    ]
+    assert all(state.parked == () for state in states)
+
+
+async def test_the_raw_session_has_the_state_too() -> None:
+    """D2: a raw session's runs finish items as well, and `source_state` says so."""
+    with Graph() as graph:
+        letter = source("abc", name="letters")
+    async with Session(graph) as raw:
+        assert raw.source_state(letter) == finished(0)
+        assert await raw.run(letter) == "a"
+        assert raw.source_state(letter) == finished(1)
+
+
+async def test_a_source_is_not_shared_by_sessions() -> None:
+    """D1: the position lives in the session's state, not in the graph."""
+    with Graph() as graph:
+        letter = source(letters, name="letters")
+    async with Session(graph) as one, Session(graph) as other:
+        assert [await one.run(letter), await other.run(letter), await one.run(letter)] == ["a", "a", "b"]
+
+
+@pytest.mark.parametrize("items", ["abcdef", lambda: iter("abcdef"), lambda: async_letters()])
+async def test_a_cancelled_step_gives_its_item_back(items: Any) -> None:
+    """D1: rolled back by a cancellation, an item is given again, before any other."""
+    started: list[str] = []
+    gates: dict[str, anyio.Event] = {}
+    with Graph() as graph:
+        letter = source(items, name="letters")
+        held = hold(started, gates, letter)
+    async with monitored(graph) as session, anyio.create_task_group() as group:
+        scopes = [anyio.CancelScope() for _ in range(3)]
+
+        async def run(scope: anyio.CancelScope) -> None:
+            with scope:
+                await session.run(held)
+
+        for scope in scopes:
+            group.start_soon(run, scope)
+            await anyio.wait_all_tasks_blocked()
+        scopes[1].cancel()
+        await anyio.wait_all_tasks_blocked()
+        assert started == ["a", "b", "c"]
+        assert session.source_state(letter).parked == ()
+        assert [await session.run(letter), await session.run(letter)] == ["b", "d"]
+        for gate in gates.values():
+            gate.set()
+        await anyio.wait_all_tasks_blocked()
+        assert session.source_state(letter) == finished(4)
+
+
+async def test_items_given_back_together_are_given_again_in_their_order() -> None:
+    """D1: of several items that cancelled steps gave back, the earliest is given again first."""
+    started: list[str] = []
+    with Graph() as graph:
+        letter = source("abcdef", name="letters")
+        held = hold(started, {}, letter)
+    async with monitored(graph) as session:
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(session.run, held)
+            await anyio.wait_all_tasks_blocked()
+            assert sorted(started) == ["a", "b", "c"]
+            group.cancel_scope.cancel()
+        assert await drain(session, letter) == list("abcdef")
+
+
+async def test_a_cancelled_batch_is_given_again_as_it_was() -> None:
+    """D1: a batch that was rolled back by a cancellation is given again first, whole."""
+    started: list[Any] = []
+    with Graph() as graph:
+        pair = source("abcde", name="letters", batch=2)
+        held = hold(started, {}, op(tuple)(pair))
+    async with monitored(graph) as session:
+        async with anyio.create_task_group() as group:
+            group.start_soon(session.run, held)
+            await anyio.wait_all_tasks_blocked()
+            assert session.source_state(pair).pending == (0, 1)
+            group.cancel_scope.cancel()
+        assert await drain(session, pair) == [["a", "b"], ["c", "d"], ["e"]]
+        assert session.source_state(pair) == finished(5)
+
+
+async def test_a_retried_step_gets_its_item_again() -> None:
+    """D1: an error that recovery is on gives the item again to the next attempt; nothing is parked."""
+    seen: list[str] = []
+
+    @op
+    def flaky(item: str) -> str:
+        seen.append(item)
+        if len(seen) in (1, 2, 4):
+            raise AbortedError("again")
+        return item
+
+    with Graph() as graph:
+        letter = source("ab", name="letters")
+        node = flaky(letter)
+    async with monitored(graph, recovery=Recovery(wait_initial=0.001)) as session:
+        assert [await session.run(node), await session.run(node)] == ["a", "b"]
+        assert session.source_state(letter) == finished(2)
+    assert seen == ["a", "a", "a", "b", "b"]
+
+
+@pytest.mark.parametrize("way", ["evaluation", "before_commit", "timeout"])
+async def test_the_item_of_a_failed_step_is_parked(way: str) -> None:
+    """D1: rolled back by an ordinary error, an item is not given again here, and `source_state` says so."""
+
+    class Refuse(SessionRunHook):
+        async def before_commit(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+            if way == "before_commit" and run_context.original_args.fetches is poison:
+                raise ValueError("boom")
+
+    with Graph() as graph:
+        letter = source("abc", name="letters")
+        if way == "evaluation":
+            poison = op(raise_boom)(letter)
+        elif way == "timeout":
+            poison = op(anyio.sleep_forever)().after(letter)
+        else:
+            poison = op(lambda item: None)(letter)
+    async with monitored(graph, Refuse()) as session:
+        with pytest.raises((ValueError, TimeoutError)):
+            await session.run(poison, options=RunOptions(timeout=0.02) if way == "timeout" else None)
+        state = session.source_state(letter)
+        assert (state.position, state.parked) == (0, (0,))
+        assert await drain(session, letter) == ["b", "c"]
+        state = session.source_state(letter)
+        assert (state.position, state.parked) == (0, (0,))
+
+
+async def test_the_items_of_a_failed_batch_are_parked() -> None:
+    """D1: parked positions are of items, so a batch parks as many as it held."""
+    with Graph() as graph:
+        pair = source("abcde", name="letters", batch=2)
+        poison = op(raise_boom)(pair)
+    async with monitored(graph) as session:
+        assert await session.run(pair) == ["a", "b"]
+        with pytest.raises(ValueError, match="boom"):
+            await session.run(poison)
+        assert session.source_state(pair).parked == (2, 3)
+        assert session.source_state(pair).position == 2
+        assert await session.run(pair) == ["e"]
+        assert session.source_state(pair).parked == (2, 3)
+
+
+async def test_the_items_of_a_failed_step_function_are_parked() -> None:
+    """D1: what a step function took and did not commit is parked; what it committed is done."""
+    with Graph() as graph:
+        letter = source("abcde", name="letters")
+
+    async def step(ctx: StepContext) -> None:
+        await ctx.session.run(letter)
+        await ctx.run_with_hooks(letter)
+        await ctx.session.run(letter)
+        raise ValueError("boom")
+
+    async with monitored(graph) as session:
+        with pytest.raises(ValueError, match="boom"):
+            await session.run_step_fn(step)
+        state = session.source_state(letter)
+        assert (state.position, state.parked) == (2, (2,))
+        assert await session.run(letter) == "d"
+
+
+async def test_a_poison_item_does_not_loop() -> None:
+    """D1: a loop that goes on after an error gets every other item, once."""
+    seen: list[str] = []
+
+    @op
+    def check(item: str) -> str:
+        seen.append(item)
+        if item in "bd":
+            raise ValueError(item)
+        return item
+
+    with Graph() as graph:
+        letter = source("abcde", name="letters")
+        node = check(letter)
+
+    async def step(ctx: StepContext) -> None:
+        try:
+            await session.run(node)
+        except ValueError:
+            pass
+
+    async with monitored(graph) as session:
+        await session.loop(step)
+        assert session.source_state(letter).parked == (1, 3)
+    assert seen == list("abcde")
+
+
+async def test_an_error_in_after_run_parks_nothing() -> None:
+    """D1: the step is committed by then, and its item done."""
+
+    class Fail(SessionRunHook):
+        async def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+            raise ValueError("boom")
+
+    with Graph() as graph:
+        letter = source("ab", name="letters")
+    async with monitored(graph, Fail()) as session:
+        with pytest.raises(ValueError, match="boom"):
+            await session.run(letter)
+        assert session.source_state(letter) == finished(1)
+
+
+async def test_a_fed_source_gives_no_item() -> None:
+    """D1: a run that feeds the source takes nothing of it."""
+    with Graph() as graph:
+        letter = source("ab", name="letters")
+    async with monitored(graph) as session:
+        assert await session.run(letter, {letter: "fed"}) == "fed"
+        assert session.source_state(letter) == finished(0)
+        assert await session.run(letter) == "a"
+
+
+async def test_a_step_that_is_cancelled_while_it_waits_for_an_item_loses_none() -> None:
+    """D1: a slow async source goes on when the step that waits for its next item is cancelled."""
+    gate = anyio.Event()
+
+    async def slow() -> AsyncIterator[str]:
+        yield "a"
+        await gate.wait()
+        yield "b"
+        yield "c"
+
+    with Graph() as graph:
+        letter = source(slow, name="letters")
+    async with monitored(graph) as session:
+        assert await session.run(letter) == "a"
+        async with anyio.create_task_group() as group:
+            group.start_soon(session.run, letter)
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+        gate.set()
+        assert await drain(session, letter) == ["b", "c"]
+        assert session.source_state(letter) == finished(3)
+
+
+@pytest.mark.parametrize("cancelled", [0, 1, 2])
+async def test_of_steps_that_wait_for_an_item_the_others_go_on_when_one_is_cancelled(cancelled: int) -> None:
+    """D1: whichever of several waiting steps is cancelled, the others get the items."""
+    gate = anyio.Event()
+    got: list[str] = []
+
+    async def slow() -> AsyncIterator[str]:
+        await gate.wait()
+        yield "a"
+        yield "b"
+
+    with Graph() as graph:
+        letter = source(slow, name="letters")
+    async with monitored(graph) as session:
+        scopes = [anyio.CancelScope() for _ in range(3)]
+
+        async def run(scope: anyio.CancelScope) -> None:
+            with scope:
+                got.append(await session.run(letter))
+
+        async with anyio.create_task_group() as group:
+            for scope in scopes:
+                group.start_soon(run, scope)
+                await anyio.wait_all_tasks_blocked()
+            scopes[cancelled].cancel()
+            await anyio.wait_all_tasks_blocked()
+            gate.set()
+        assert sorted(got) == ["a", "b"]
+        assert session.source_state(letter) == finished(2)
+
+
+async def test_an_error_of_the_iterable_is_raised_and_not_taken_for_the_end() -> None:
+    """D1: when producing an item fails, the run raises that error; the items after it are not lost."""
+    opened: list[int] = []
+    error = OSError("no connection")
+
+    def flaky() -> Iterator[str]:
+        opened.append(1)
+        yield "a"
+        if len(opened) == 1:
+            raise error
+        yield "b"
+
+    with Graph() as graph:
+        letter = source(flaky, name="letters")
+    async with monitored(graph) as session:
+        assert await session.run(letter) == "a"
+        with pytest.raises(OSError, match="no connection") as caught:
+            await session.run(letter)
+        assert caught.value is error
+        assert not session.should_stop()
+        assert await session.run(letter) == "b"
+
+
+# D4: back-pressure
+
+
+@pytest.mark.parametrize(("workers", "batch"), [(1, None), (1, 4), (5, None), (5, 4)])
+async def test_no_more_items_are_held_than_the_workers_need(workers: int, batch: int | None) -> None:
+    """D4: at most (workers + 1) x batch items are taken from the iterable and not yet done."""
+    taken: list[int] = []
+    done: list[int] = []
+    most: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(60):
+            taken.append(number)
+            most.append(len(taken) - len(done))
+            yield number
+
+    async def step(ctx: StepContext) -> None:
+        items = await ctx.session.run(number)
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+        done.extend(items if batch else [items])
+
+    with Graph() as graph:
+        number = source(numbers, name="numbers", batch=batch)
+    async with monitored(graph) as session:
+        await session.loop(step, workers=workers)
+    assert sorted(done) == list(range(60))
+    assert max(most) <= (workers + 1) * (batch or 1)
+
+
+async def test_nothing_is_read_before_a_step_asks() -> None:
+    """D4: without prefetch, opening a session takes at most one batch, and later reads follow the steps."""
+    taken: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    with Graph() as graph:
+        number = source(numbers, name="numbers")
+    async with monitored(graph) as session:
+        assert len(taken) <= 1
+        for count in range(1, 6):
+            await session.run(number)
+            assert len(taken) <= count + 1
+
+
+# D5: the end of the data
+
+
+async def test_the_end_of_data_is_out_of_range_for_those_who_ask_after_the_last_item() -> None:
+    """D5: the step with the last item commits; the next one gets OutOfRangeError, again and again."""
+    with Graph() as graph:
+        letter = source("ab", name="letters")
+    async with Session(graph) as raw:
+        assert [await raw.run(letter), await raw.run(letter)] == ["a", "b"]
+        for _ in range(2):
+            with pytest.raises(OutOfRangeError, match="letters"):
+                await raw.run(letter)
+
+
+async def test_the_end_of_data_is_a_clean_end() -> None:
+    """D5: a loop over a source ends by itself, with the reason end of data."""
+    got: list[str] = []
+    with Graph() as graph:
+        letter = source("abc", name="letters")
+    async with monitored(graph) as session:
+        while not session.should_stop():
+            got.append(await session.run(letter))
+    assert got == ["a", "b", "c"]
+    assert session.stop_reason is not None and session.stop_reason.kind == "end_of_data"
+
+
+@pytest.mark.parametrize("workers", [2, 8])
+async def test_the_end_of_data_waits_for_the_steps_in_flight(workers: int) -> None:
+    """D5: one worker meets the end while others still hold items: those commit before the loop returns."""
+    started: list[str] = []
+    gates: dict[str, anyio.Event] = {}
+    ended: list[bool] = []
+    with Graph() as graph:
+        letter = source("abcdefg"[: workers - 1], name="letters")
+        held = hold(started, gates, letter)
+
+    async def step(ctx: StepContext) -> None:
+        await ctx.run_with_hooks(held)
+
+    async def loop() -> None:
+        await session.loop(step, workers=workers)
+        ended.append(True)
+
+    async with monitored(graph) as session, anyio.create_task_group() as group:
+        group.start_soon(loop)
+        await anyio.wait_all_tasks_blocked()
+        assert len(started) == workers - 1
+        for gate in list(gates.values()):
+            assert ended == []
+            gate.set()
+            await anyio.wait_all_tasks_blocked()
+        assert ended == [True]
+        assert session.source_state(letter) == finished(workers - 1)
+        assert session.global_step == workers - 1
+
+
+@pytest.mark.parametrize("workers", [1, 3, 8])
+async def test_workers_that_all_wait_for_a_slow_source_end_after_the_last_commit(workers: int) -> None:
+    """D5: the end comes while all workers wait: those with the last items commit, then the loop returns."""
+    gate = anyio.Event()
+    done: list[int] = []
+
+    async def slow() -> AsyncIterator[int]:
+        for number in range(3):
+            await gate.wait()
+            yield number
+
+    with Graph() as graph:
+        number = source(slow, name="numbers")
+
+    async def step(ctx: StepContext) -> None:
+        item = await ctx.session.run(number)
+        for _ in range(10):
+            await anyio.lowlevel.checkpoint()
+        done.append(item)
+
+    async def loop() -> None:
+        await session.loop(step, workers=workers)
+
+    async with monitored(graph) as session:
+        async with anyio.create_task_group() as group:
+            group.start_soon(loop)
+            await anyio.wait_all_tasks_blocked()
+            gate.set()
+        assert sorted(done) == [0, 1, 2]
+        assert session.source_state(number) == finished(3)
+    assert session.stop_reason is not None and session.stop_reason.kind == "end_of_data"
+
+
+async def test_an_item_given_back_after_the_end_is_given_again() -> None:
+    """D5, D1: the end was met, then a cancelled step gave its item back: it is there for who asks next."""
+    started: list[str] = []
+    with Graph() as graph:
+        letter = source("a", name="letters")
+        held = hold(started, {}, letter)
+    async with Session(graph) as raw:
+        async with anyio.create_task_group() as group:
+            group.start_soon(raw.run, held)
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(OutOfRangeError):
+                await raw.run(letter)
+            group.cancel_scope.cancel()
+        assert await raw.run(letter) == "a"
+        assert raw.source_state(letter) == finished(1)
+
+
+async def test_two_sources_end_together_when_the_shorter_does() -> None:
+    """D5: a run of two sources ends with the shorter; what the longer gave for it is not lost."""
+    with Graph() as graph:
+        long, short = source("abc", name="long"), source("x", name="short")
+    async with Session(graph) as raw:
+        assert await raw.run([long, short]) == ["a", "x"]
+        with pytest.raises(OutOfRangeError, match="short"):
+            await raw.run([long, short])
+        state = raw.source_state(long)
+        assert state.position == 1
+        assert await raw.run(long) == "b"
