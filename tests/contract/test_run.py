@@ -695,7 +695,7 @@ async def test_a_hook_is_shown_what_the_caller_asked_for() -> None:
 
 
 async def test_options_are_merged_as_in_tensorflow() -> None:
-    """R5: timeout and concurrency are the smallest that anyone asked for; trace is on if anyone asked."""
+    """R5: the longest timeout, a trace if anyone asked for one, the lowest limit of concurrency."""
     seen: list[RunOptions] = []
 
     class Look(Recorder):
@@ -710,7 +710,7 @@ async def test_options_are_merged_as_in_tensorflow() -> None:
     ]
     async with monitored(graph, *hooks) as session:
         await session.run(node, options=RunOptions(timeout=60.0))
-    assert [(o.timeout, o.trace, o.concurrency) for o in seen] == [(50.0, True, 3)] * 2
+    assert [(o.timeout, o.trace, o.concurrency) for o in seen] == [(60.0, True, 3)] * 2
 
 
 # R6: specific errors before anything is evaluated

@@ -789,7 +789,7 @@ class Steps(SessionRunHook):
 
 
 async def test_each_committed_run_has_a_global_step_of_its_own() -> None:
-    """T6: of concurrent runs that fail, are cancelled or commit, the last are numbered 1, 2, ... once each."""
+    """T6: of concurrent runs that fail, are cancelled or commit, the last are numbered 1, 2, ... once."""
     steps = Steps()
 
     @op
