@@ -137,7 +137,7 @@ def _retried(call: Callable[..., Awaitable[Any]], retry: Any) -> Callable[..., A
     policy = (
         tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(retry),
-            wait=tenacity.wait_exponential_jitter(initial=0.1, max=30.0, jitter=0.1),
+            wait=tenacity.wait_exponential(multiplier=0.1, max=30.0) + tenacity.wait_random(0.0, 0.1),
             sleep=anyio.sleep,
         )
         if isinstance(retry, int)

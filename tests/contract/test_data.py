@@ -8,7 +8,6 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from asyncstep.data import SourceState, source
 
 from asyncstep import (
     AbortedError,
@@ -26,6 +25,7 @@ from asyncstep import (
     StepContext,
     op,
 )
+from asyncstep.data import SourceState, source
 
 pytestmark = pytest.mark.anyio
 

@@ -7,13 +7,6 @@ from typing import Any
 
 import anyio
 import pytest
-from asyncstep.hooks import (
-    GlobalStepWaiterHook,
-    LoggingHook,
-    SecondOrStepTimer,
-    StepCounterHook,
-    StopAtStepHook,
-)
 
 import asyncstep
 from asyncstep import (
@@ -38,6 +31,13 @@ from asyncstep import (
     source,
 )
 from asyncstep.errors import InvalidTypeError
+from asyncstep.hooks import (
+    GlobalStepWaiterHook,
+    LoggingHook,
+    SecondOrStepTimer,
+    StepCounterHook,
+    StopAtStepHook,
+)
 
 pytestmark = pytest.mark.anyio
 

@@ -27,6 +27,7 @@ from asyncstep import (
     op,
     placeholder,
 )
+from asyncstep._runtime import plan, session
 
 pytestmark = pytest.mark.anyio
 
@@ -274,13 +275,20 @@ async def test_a_failing_node_ends_the_others_and_leaves_bare() -> None:
             raise
 
     async def fail() -> None:
-        await anyio.lowlevel.checkpoint()
+        await gate.wait()
         raise error
 
+    gate = anyio.Event()
     with Graph() as graph:
         nodes: list[Node[Any]] = [op(wait)(i) for i in range(5)]
         nodes.insert(2, op(name="the_failing_one")(fail)())
-    async with Session(graph) as raw:
+
+    async def open_gate() -> None:
+        await anyio.wait_all_tasks_blocked()
+        gate.set()
+
+    async with Session(graph) as raw, anyio.create_task_group() as tasks:
+        tasks.start_soon(open_gate)
         with pytest.raises(ValueError, match="boom") as caught:
             await raw.run(nodes)
     assert caught.value is error
@@ -342,20 +350,16 @@ async def test_a_plan_is_compiled_once_for_the_same_fetches(monkeypatch: pytest.
         assert len(compiled) == 3
 
 
-def count_compiles(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def count_compiles(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The plans that sessions compile from now on."""
-    from asyncstep._runtime import plan, session
+    compiled: list[Any] = []
 
-    compiled: list[int] = []
-    compile_plan = plan.compile_plan
+    class Counted(plan.Plan):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            compiled.append(self)
 
-    def counting(*args: Any, **kwargs: Any) -> Any:
-        compiled.append(1)
-        return compile_plan(*args, **kwargs)
-
-    monkeypatch.setattr(plan, "compile_plan", counting)
-    if hasattr(session, "compile_plan"):
-        monkeypatch.setattr(session, "compile_plan", counting)
+    monkeypatch.setattr(session, "Plan", Counted)
     return compiled
 
 
