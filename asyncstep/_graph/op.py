@@ -12,7 +12,7 @@ from asyncstep._graph.node import Node
 from asyncstep.errors import InvalidArgumentError, InvalidTypeError, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
     import anyio
 
@@ -78,8 +78,8 @@ class OpNode(Node[T_co]):
 
     def __init__(self, called: Op[Any, T_co], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.op = called
-        self.args = args
-        self.kwargs = kwargs
+        self.args: tuple[Any, ...] = as_given(args)
+        self.kwargs: dict[str, Any] = as_given(kwargs)
         super().__init__(called.name, inputs=nodes_in((args, kwargs)))
 
 
@@ -143,24 +143,34 @@ class _OpDecorator:
 
 def nodes_in(value: object) -> tuple[Node[Any], ...]:
     """The nodes in a nesting of lists, tuples and dicts, in order."""
-    return tuple(_walk(value))
-
-
-def _walk(value: object) -> Iterator[Node[Any]]:
+    found: list[Node[Any]] = []
+    seen: set[int] = set()
     pending = [value]
-    open_containers: list[int] = []
     while pending:
         item = pending.pop()
         if isinstance(item, Node):
-            yield item
-        elif isinstance(item, (list, tuple, dict)):
-            if len(open_containers) > _MOST_CONTAINERS:
-                raise InvalidArgumentError("the arguments of a node contain themselves, or are nested without end")
-            open_containers.append(id(item))
+            found.append(item)
+        elif isinstance(item, (list, tuple, dict)) and id(item) not in seen:
+            seen.add(id(item))
             pending.extend(reversed(list(item.values()) if isinstance(item, dict) else item))
+    return tuple(found)
 
 
-_MOST_CONTAINERS = 1_000_000
+def as_given(value: Any, inside: tuple[int, ...] = ()) -> Any:
+    """A nesting as it is now: what holds nodes is copied, so that later changes to it do not matter.
+
+    Raises:
+        InvalidArgumentError: a container that holds nodes also holds itself.
+    """
+    if not isinstance(value, (list, tuple, dict)) or not nodes_in(value):
+        return value
+    if id(value) in inside:
+        raise InvalidArgumentError(f"{kind_of(value)} among the arguments of a node contains itself")
+    inside = (*inside, id(value))
+    if isinstance(value, dict):
+        return {key: as_given(item, inside) for key, item in value.items()}
+    parts = [as_given(item, inside) for item in value]
+    return parts if isinstance(value, list) else getattr(type(value), "_make", tuple)(parts)
 
 
 def _is_async(function: object) -> bool:

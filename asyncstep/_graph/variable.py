@@ -52,7 +52,10 @@ class Variable(Node[T], Generic[T]):
         return initial() if callable(initial) else initial
 
     def assign(self, value: T | Node[T]) -> Node[T]:
-        """A node that sets the variable to `value`; under concurrency the last commit wins (contract T5)."""
+        """A node that sets the variable to `value`; under concurrency the last commit wins (contract T5).
+
+        `value` is a value or a node, or lists, tuples and dicts of them.
+        """
         return Assign(self, value)
 
     def update(self, function: Callable[Concatenate[T, P], T], *args: Any) -> Node[T]:
@@ -86,8 +89,10 @@ class Assign(Write[T]):
     __slots__ = ("value",)
 
     def __init__(self, variable: Variable[T], value: T | Node[T]) -> None:
-        self.value = value
-        super().__init__("assign", variable, (value,) if isinstance(value, Node) else ())
+        from asyncstep._graph.op import as_given, nodes_in
+
+        self.value: T | Node[T] = as_given(value)
+        super().__init__("assign", variable, nodes_in(value))
 
 
 @final
@@ -97,7 +102,7 @@ class Update(Write[T]):
     __slots__ = ("args", "function")
 
     def __init__(self, variable: Variable[T], function: Callable[..., T], args: tuple[Any, ...]) -> None:
-        from asyncstep._graph.op import nodes_in
+        from asyncstep._graph.op import as_given, nodes_in
 
         if inspect.iscoroutinefunction(function):
             raise InvalidTypeError(
@@ -109,7 +114,7 @@ class Update(Write[T]):
                 f"update of the variable {variable.name!r} needs a function, not {kind_of(function)}"
             )
         self.function = function
-        self.args = args
+        self.args: tuple[Any, ...] = as_given(args)
         super().__init__("update", variable, nodes_in(args))
 
 

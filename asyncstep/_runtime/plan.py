@@ -215,7 +215,7 @@ def _op_step(node: OpNode[Any], slots: dict[Leaf, int]) -> Step:
 
 def _assign(node: Assign[Any], slots: dict[Leaf, int]) -> Callable[[list[Any], Any], Any]:
     name, value = node.variable.name, _builder(node.value, slots)
-    if not isinstance(node.value, Node):
+    if not node.inputs:
         return lambda _, transaction: transaction.assign(name, node.value)
     return lambda values, transaction: transaction.assign(name, value(values))
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import Mock
 
 import anyio
 import anyio.lowlevel
@@ -18,6 +19,7 @@ import tenacity
 from asyncstep import (
     DeadlineExceededError,
     Graph,
+    InvalidArgumentError,
     Node,
     RunMetadata,
     RunOptions,
@@ -432,6 +434,41 @@ async def test_a_list_argument_may_be_changed_after_the_node_was_made() -> None:
         values.append(add(3))
     async with Session(graph) as raw:
         assert await raw.run(total) == 3
+
+
+async def test_a_container_that_holds_itself_is_refused_if_it_holds_nodes() -> None:
+    """A plain value may be anything, also a list that contains itself; nodes in such a list cannot be replaced."""
+    plain: list[Any] = []
+    plain.append(plain)
+    with Graph() as graph:
+        length = op(len)(plain)
+        around: list[Any] = [add(1)]
+        around.append(around)
+        with pytest.raises(InvalidArgumentError, match="list"):
+            op(len)(around)
+    async with Session(graph) as raw:
+        assert await raw.run(length) == 1
+
+
+async def test_a_large_plain_value_is_an_argument_like_any_other() -> None:
+    """How many containers a plain argument has does not matter."""
+    rows = [() if index % 2 else [index] for index in range(1_100_000)]
+    with Graph() as graph:
+        length = op(len)(rows)
+    async with Session(graph) as raw:
+        assert await raw.run(length) == len(rows)
+
+
+async def test_an_op_may_return_whatever_answers_to_any_attribute() -> None:
+    """A value is not asked for attributes: a mock, which has them all, passes through ops and updates."""
+    value = Mock()
+    with Graph() as graph:
+        node = op(lambda: value)()
+        write = Variable(None, name="v").update(lambda _, new: new, node)
+    async with Session(graph) as raw:
+        results = await raw.run([node, write])
+    assert results[0] is value and results[1] is value
+    assert value.mock_calls == []
 
 
 async def test_an_op_that_gives_a_node_like_value_is_not_evaluated_further() -> None:

@@ -195,12 +195,15 @@ async def test_assign_update_and_assign_add_give_the_new_value() -> None:
         assert await raw.run(v) == 31
 
 
-async def test_assign_takes_a_nesting_as_a_value() -> None:
-    """A plain list or dict is a value to assign."""
+async def test_assign_takes_a_nesting_of_values_and_nodes() -> None:
+    """Nodes in the lists, tuples and dicts of a value to assign are replaced, as in an op's arguments."""
     with Graph() as graph:
-        write = Variable([], name="v").assign([1, {"k": 2}])
+        v = Variable([], name="v")
+        writes = [v.assign([1, {"k": 2}]), v.assign([placeholder("x"), {"k": (v,)}])]
     async with Session(graph) as raw:
-        assert await raw.run(write) == [1, {"k": 2}]
+        assert await raw.run(writes[0]) == [1, {"k": 2}]
+        assert await raw.run(writes[1], {"x": 5}) == [5, {"k": ([1, {"k": 2}],)}]
+        assert await raw.run(v) == [5, {"k": ([1, {"k": 2}],)}]
 
 
 async def test_a_fed_variable_gives_the_fed_value_and_is_not_written() -> None:
