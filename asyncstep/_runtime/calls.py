@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -47,8 +48,8 @@ def _checked(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 def refuse_coroutine(value: object, what: str) -> None:
     """Close and refuse a coroutine where a value was to be returned."""
-    if hasattr(value, "cr_frame"):
-        value.close()  # type: ignore[attr-defined]
+    if isinstance(value, CoroutineType):
+        value.close()
         raise InvalidTypeError(f"{what} returned a coroutine; make the function `async def`")
 
 

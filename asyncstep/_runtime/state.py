@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 import itertools
 from contextvars import ContextVar
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncstep._runtime.calls import refuse_coroutine
@@ -179,7 +180,7 @@ def apply_update(name: str, function: Callable[..., Any], value: Any, args: tupl
     except Exception as error:
         add_note_once(error, f"in an update of the variable {name!r}")
         raise
-    if hasattr(new, "cr_frame"):
+    if isinstance(new, CoroutineType):
         refuse_coroutine(new, f"the update function of the variable {name!r}")
     return new
 
