@@ -163,9 +163,10 @@ class Graph:
 
     def add(self, node: Node[Any], name: str | None, default: str) -> str:
         """Take a new node under `name`, or under `default` made unique; return its name."""
-        if name is not None and (not isinstance(name, str) or not name):
-            raise InvalidTypeError(f"a node's name must be a non-empty string, not {name!r}")
-        self.check_open(f"the node {name or default!r}")
+        wanted = default if name is None else name
+        if not isinstance(wanted, str) or not wanted:
+            raise InvalidTypeError(f"a node's name must be a non-empty string, not {wanted!r}")
+        self.check_open(f"the node {wanted!r}")
         if name is None:
             name = self._unique(default)
         elif name in self._nodes:

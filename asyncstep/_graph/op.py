@@ -122,6 +122,8 @@ def op(
     """
     options = OpOptions(offload, retry, timeout, limiter)
     _check_options(options)
+    if name is not None and (not isinstance(name, str) or not name):
+        raise InvalidTypeError(f"the name of an op must be a non-empty string, not {name!r}")
 
     def decorate(function: Callable[..., Any]) -> Op[..., Any]:
         _check_function(function, options)
