@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, final
@@ -11,7 +12,7 @@ from asyncstep._runtime.options import RunMetadata, RunOptions
 from asyncstep.errors import InvalidArgumentError, InvalidTypeError, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from asyncstep._monitored.coordinator import Coordinator
     from asyncstep._monitored.life import Life
@@ -177,6 +178,8 @@ def _overridden(
 
 def checked_hooks(hooks: Iterable[Any]) -> tuple[SessionRunHook, ...]:
     """The hooks of a new session; InvalidTypeError and InvalidArgumentError as contract L2 says."""
+    if not isinstance(hooks, Iterable):
+        raise InvalidTypeError(f"hooks must be a list of SessionRunHooks, not {kind_of(hooks)}; put it in a list")
     found: list[SessionRunHook] = []
     for hook in hooks:
         if not isinstance(hook, SessionRunHook):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from asyncstep._graph.graph import Graph, get_default_graph
+from asyncstep._graph.graph import Graph, close_matches, get_default_graph
 from asyncstep._graph.node import Node
 from asyncstep._runtime.executor import evaluate
 from asyncstep._runtime.feeds import Feeds, add_feeds
@@ -122,10 +122,14 @@ class Session:
 
     def source_state(self, source: Source[Any] | str) -> SourceState:
         """How far a source is: its low-water mark, what is pending, what is parked."""
-        name = source if isinstance(source, str) else source.name
+        if isinstance(source, Node) and source.graph is not self._graph:
+            raise foreign(source, self._graph)
+        name = source.name if isinstance(source, Node) else source
         node = self._graph.sources.get(name)
         if node is None:
-            raise NotFoundError(f"{self._graph.described} has no source named {name!r}")
+            raise NotFoundError(
+                f"{self._graph.described} has no source named {name!r}{close_matches(name, self._graph.sources)}"
+            )
         state: SourceState = self._store.reader(node).state()
         return state
 
