@@ -128,7 +128,8 @@ def _delay_targets(
         if isinstance(leaf, After) and leaf.target not in fed and leaf.target not in fetched:
             target = leaf.target
             if target in needs and users[target] == [leaf]:
-                needs[target] = (*needs[target], *leaf.controls)
+                # All that this node waits for: its own controls, and what a node after it has handed on to it.
+                needs[target] = (*needs[target], *(other for other in needs[leaf] if other is not target))
 
 
 def _topological(needs: dict[Leaf, tuple[Leaf, ...]]) -> list[Leaf]:
