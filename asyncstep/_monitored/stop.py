@@ -102,10 +102,8 @@ def take_out(error: BaseException | None, session: object) -> BaseException | No
     An exception in which there are none is returned as it is. A group that is left with one error is
     that error, with the group's notes. What is left keeps its notes, cause, context and traceback.
     """
-    if error is None or not isinstance(error, BaseExceptionGroup):
-        return None if error is None or is_own_end(error, session) else error
-    own, rest = error.split(lambda each: is_own_end(each, session))
-    if own is None or rest is None:
+    rest = None if error is None else _without_own(error, session)
+    if rest is None or rest is error:
         return rest
     left = list(leaves(rest))
     if len(left) > 1:
@@ -113,6 +111,27 @@ def take_out(error: BaseException | None, session: object) -> BaseException | No
     for note in _notes_above(rest):
         add_note_once(left[0], note)
     return left[0]
+
+
+def _without_own(error: BaseException, session: object) -> BaseException | None:
+    """The exception without own ends; a group in which there are none is the same object.
+
+    `BaseExceptionGroup.split` would copy every group, and hide the contexts of the copies.
+    """
+    if not isinstance(error, BaseExceptionGroup):
+        return None if is_own_end(error, session) else error
+    parts = [_without_own(each, session) for each in error.exceptions]
+    kept = [part for part in parts if part is not None]
+    if all(part is each for part, each in zip(parts, error.exceptions, strict=True)):
+        return error
+    if not kept:
+        return None
+    rest = error.derive(kept).with_traceback(error.__traceback__)
+    rest.__cause__, rest.__context__ = error.__cause__, error.__context__
+    rest.__suppress_context__ = error.__suppress_context__
+    for note in getattr(error, "__notes__", ()):
+        rest.add_note(note)
+    return rest
 
 
 def _notes_above(group: BaseException) -> Iterator[str]:
