@@ -115,6 +115,8 @@ class Life:
         if self.coord.has_errors:
             errors = self.coord.take_errors()
             error = errors[0] if len(errors) == 1 else BaseExceptionGroup("background tasks failed", errors)
+            for transaction in self._own_transactions():
+                transaction.final_errors += tuple(leaves(error))
             try:
                 raise_as_is(error)
             finally:

@@ -376,7 +376,7 @@ class StepContext:
             return await attempt_run(life, call, self.attempt, transaction, self.session)
         except Exception as error:
             if call.committed:
-                transaction.after_commit_errors = (*transaction.after_commit_errors, *map(id, leaves(error)))
+                transaction.final_errors += tuple(leaves(error))
             raise
 
     def request_stop(self, reason: str | None = None) -> NoReturn:
@@ -448,11 +448,12 @@ async def run_step_fn(life: Life, step_fn: Callable[..., Awaitable[Any]], args: 
             try:
                 return await _attempt_step_fn(life, raw, transaction, step_fn, args, number, worker)
             except Exception as error:
-                after_commit = transaction.after_commit_errors
-                if after_commit and any(id(leaf) in after_commit for leaf in leaves(error)):
-                    raise  # contract V6: what the step had done is committed
+                if any(leaf is final for leaf in leaves(error) for final in transaction.final_errors):
+                    raise  # contract V6, E4: what the step had done is committed, or the error is not its own
                 if not await _retried(life, error, number, raw):
                     raise
+            finally:
+                transaction.final_errors = ()
             number += 1
     finally:
         life.leave_step()

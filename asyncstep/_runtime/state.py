@@ -202,7 +202,8 @@ class Transaction:
         writes: the newest record of each variable written.
         finished: committed for good, or rolled back.
         counts: whether its commit adds one to the global step.
-        after_commit_errors: the ids of errors that hooks raised after a commit inside this step.
+        final_errors: errors met inside this step that no retry may take for its failure: those that hooks
+            raised after a commit, and those of background tasks. Forgotten when the attempt ends.
         stop_asked: whether the session was asked to stop by this very step.
     """
 
@@ -212,7 +213,7 @@ class Transaction:
     finished = False
     counts = False
     stop_asked = False
-    after_commit_errors: tuple[int, ...] = ()
+    final_errors: tuple[BaseException, ...] = ()
 
     def __init__(
         self, store: LocalStateStore, parent: Transaction | None, outer: Transaction | None, owner: Owner | None = None
