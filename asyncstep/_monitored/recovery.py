@@ -121,6 +121,7 @@ async def prepare_retry(life: Life, error: Exception, attempt: int, raw: Session
     Raises:
         StopRequested: the session was asked to stop (but not by the end of its data: a step in flight
             then still has the items that it was given).
+        SessionClosedError: the session was closed meanwhile.
 
     Checkpoint: always.
     """
@@ -134,8 +135,23 @@ async def prepare_retry(life: Life, error: Exception, attempt: int, raw: Session
             attempt, seconds, error,
         )  # fmt: skip
     await wait_or_stop(life, seconds)
-    if life.raw is raw and (recovery.restore == "always" or not raw.intact) and not superseded or life.raw is raw and not raw.intact:
+    _check_not_sealed(life)
+    if life.raw is raw and (recovery.restore == "always" or not raw.intact):
         await recover(life, raw, error)
+
+
+async def recovered(life: Life) -> Session:
+    """The raw session for a new attempt, when a recovery that is under way is made. Checkpoint: always."""
+    async with life.recovering:
+        pass
+    assert life.raw is not None
+    return life.raw
+
+
+def _check_not_sealed(life: Life) -> None:
+    """Refuse to go on with a step that the closing did not wait for (contract L6)."""
+    if life.sealed:
+        raise life.not_open()
 
 
 async def wait_or_stop(life: Life, seconds: float) -> None:
@@ -176,8 +192,10 @@ async def recover(life: Life, lost: Session, error: BaseException) -> None:
                 failed.__cause__ = error  # contract V5
             raise
         try:
+            _check_not_sealed(life)
             for hook in life.hooks:
                 await hook.after_create_session(raw, life.coord)
+            _check_not_sealed(life)
         except BaseException:
             await raw.aclose()
             raise

@@ -12,7 +12,14 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from asyncstep._graph.graph import GLOBAL_STEP
 from asyncstep._monitored.hook import ALL, SessionRunArgs, SessionRunContext, SessionRunValues
-from asyncstep._monitored.recovery import is_transient, may_retry, note_attempts, prepare_retry, recover
+from asyncstep._monitored.recovery import (
+    is_transient,
+    may_retry,
+    note_attempts,
+    prepare_retry,
+    recover,
+    recovered,
+)
 from asyncstep._monitored.stop import (
     StopKind,
     is_interrupt,
@@ -300,6 +307,8 @@ async def run_with_retries(life: Life, call: RunCall) -> Any:
         while True:
             raw = life.raw
             assert raw is not None
+            if raw.store.superseded:
+                raw = await recovered(life)
             try:
                 return await attempt_run(life, call, number, None, raw)
             except Exception as error:
@@ -444,8 +453,11 @@ async def run_step_fn(life: Life, step_fn: Callable[..., Awaitable[Any]], args: 
         while True:
             raw = life.raw
             assert raw is not None
+            if raw.store.superseded:
+                raw = await recovered(life)
             transaction = Transaction(raw.store, None, live(current.get()), life)
             try:
+                raw.check_open()
                 return await _attempt_step_fn(life, raw, transaction, step_fn, args, number, worker)
             except Exception as error:
                 if any(leaf is final for leaf in leaves(error) for final in transaction.final_errors):
