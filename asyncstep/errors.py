@@ -116,7 +116,7 @@ class SessionClosedError(Error, RuntimeError):
     """The session is not open: it was not opened yet, or it is closed.
 
     Attributes:
-        session: the session, where the error came of using it.
+        session: the session, or its state, where the error came of using it.
     """
 
     session: Any = None

@@ -105,7 +105,7 @@ def is_transient(life: Life, error: BaseException, raw: Session) -> bool:
     recovery = life.recovery
     return recovery is not None and all(
         isinstance(leaf, (*recovery.on, SupersededError))
-        or (isinstance(leaf, SessionClosedError) and leaf.session is raw and not raw.intact)
+        or (isinstance(leaf, SessionClosedError) and leaf.session in (raw, raw.store) and not raw.intact)
         for leaf in leaves(error)
     )
 

@@ -124,11 +124,19 @@ class LocalStateStore:
         """The stamp of the committed value."""
         return self.stamps[name]
 
-    def commit(self, transaction: Transaction, step: str | None) -> int | None:
-        """Take all writes and items of a transaction at one instant; return the global step."""
+    def check_open(self) -> None:
+        """Raise what tells a step in flight that it cannot commit any more."""
         if self.superseded:
             raise SupersededError("the session recovered while this step was running; the step is run again")
-        if self.closed or (transaction.owner is not None and transaction.owner.sealed):
+        if self.closed:
+            error = SessionClosedError("the session is closed, so this step can no longer commit; it is rolled back")
+            error.session = self
+            raise error
+
+    def commit(self, transaction: Transaction, step: str | None) -> int | None:
+        """Take all writes and items of a transaction at one instant; return the global step."""
+        self.check_open()
+        if transaction.owner is not None and transaction.owner.sealed:
             raise SessionClosedError("the session is closed, so this step can no longer commit; it is rolled back")
         values = [(name, resolved(name, record, self)) for name, record in transaction.writes.items()]
         for name, record in values:

@@ -15,7 +15,7 @@ from asyncstep.errors import OutOfRangeError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from asyncstep._runtime.state import Transaction
+    from asyncstep._runtime.state import LocalStateStore, Transaction
     from asyncstep.data.stream import Stream
 
 
@@ -64,22 +64,25 @@ class Reader:
 
         Raises:
             OutOfRangeError: the last item has been given.
+            SessionClosedError, AbortedError: the raw session was closed, or replaced, while this waited.
         """
         taken = Taken(self)
         transaction.hold(taken)
         if self._batch is None:
-            await self._fill(taken, 1)
+            await self._fill(taken, 1, transaction.store)
             return taken.values[0]
-        await self._fill(taken, self._batch)
+        await self._fill(taken, self._batch, transaction.store)
         return list(taken.values)
 
-    async def _fill(self, taken: Taken, size: int) -> None:
+    async def _fill(self, taken: Taken, size: int, store: LocalStateStore) -> None:
         while len(taken.values) < size:
             if self._take_again(taken):
                 continue
             if self._stream.waits:
                 async with self._pulling:  # one at a time, in the order in which they asked
+                    store.check_open()
                     more = self._take_again(taken) or await self._take_new(taken)
+                store.check_open()  # what a closed stream gives is neither an item nor the end of the data
             else:
                 more = await self._take_new(taken)
             if not more and self._ends(taken):

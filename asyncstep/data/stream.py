@@ -86,12 +86,16 @@ class IterableStream(Stream):
         self._name = name
         self._iterator: Iterator[Any] | AsyncIterator[Any] | None = None
         self._exhausted = False
+        self._reading = False
+        self._closed = False
         self.waits = True
 
     async def next(self) -> tuple[bool, Any]:
         if self._exhausted:
             return False, None
         item = await self._read()
+        if self._closed:
+            await self.aclose()
         if item is _END:
             self._exhausted = True
             return False, None
@@ -105,6 +109,7 @@ class IterableStream(Stream):
         return True
 
     async def _read(self) -> Any:
+        self._reading = True
         try:
             if self._iterator is None:
                 self._iterator = self._opened()
@@ -115,6 +120,8 @@ class IterableStream(Stream):
             if isinstance(error, Exception) or isinstance(self._iterator, AsyncGenerator):
                 self._iterator = None  # it cannot go on: a generator is finished by whatever it raises
             raise
+        finally:
+            self._reading = False
 
     async def _pull(self) -> Any:
         iterator: Any = self._iterator
@@ -136,7 +143,10 @@ class IterableStream(Stream):
         )
 
     async def aclose(self) -> None:
-        """Close a generator that is open."""
+        """Close a generator that is open; one that somebody waits for is closed when the wait is over."""
+        self._closed = True
+        if self._reading:
+            return
         iterator, self._iterator = self._iterator, None
         self._exhausted = True
         if isinstance(iterator, AsyncGenerator):
