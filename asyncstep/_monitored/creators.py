@@ -97,7 +97,8 @@ class ChiefSessionCreator(SessionCreator):
             FailedPreconditionError: the session before had committed steps, and there is no checkpoint to
                 go on from (contract V5).
         """
-        if self._last is not None and self._last.store.committed:
+        lost = self._last.store if self._last is not None else None
+        if lost is not None and lost.superseded and lost.committed:
             raise FailedPreconditionError(
                 "the session is lost and there is no checkpoint to recover from; its committed steps"
                 " would be thrown away silently, so it is not started again"
