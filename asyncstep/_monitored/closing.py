@@ -144,6 +144,7 @@ class _Closing:
                 call()
             except Exception as error:
                 self.errors.append(error)
+        self.errors.extend(life.coord.take_errors())
         life.finish()
 
 

@@ -49,7 +49,10 @@ class Coordinator:
 
         Raises:
             RuntimeError: there is no task group to run it in.
+            SessionClosedError: the session's background tasks have been ended.
         """
+        if self._life.sealed:
+            raise self._life.not_open()
         group = self._given_group or self._loop_group
         if group is None:
             raise RuntimeError(
@@ -85,7 +88,10 @@ class Coordinator:
                     event.set()
 
     def fail(self, error: BaseException, origin: str) -> None:
-        """Keep an error for the session to raise, and stop it."""
+        """Keep an error for the session to raise, and stop it; after the closing, log it (contract E3)."""
+        if self._life.closed:
+            logger.error("%s failed after its session was closed", origin, exc_info=error)
+            return
         self._errors.append(error)
         self._life.request_stop(StopKind.ERROR, repr(error), origin)
 
