@@ -25,7 +25,7 @@ from asyncstep._monitored.step import (
 )
 from asyncstep._monitored.stop import StopKind, StopReason, is_interrupt, outcome, raise_as_is, take_out
 from asyncstep._runtime.options import RunMetadata, RunOptions, check_options
-from asyncstep._runtime.pace import Pace, native_cancels
+from asyncstep._runtime.pace import Pace, cancels_of_task_groups, native_cancels
 from asyncstep._runtime.typed import typed_run
 from asyncstep.errors import (
     InvalidArgumentError,
@@ -115,6 +115,7 @@ class MonitoredSession:
             meanwhile = await _until_closed(life)
         final = outcome(_weigh(rest, meanwhile, errors), errors, anyio.get_cancelled_exc_class())
         absorbed = error is not None and final is None
+        expected = self._entered_with + (cancels_of_task_groups(error) if absorbed and error is not None else 0)
         same = final is error
         try:
             if final is not None and not same:
@@ -122,7 +123,7 @@ class MonitoredSession:
         finally:
             del final, rest, meanwhile, errors, error
         if absorbed:
-            await after_absorbing(self._entered_with)
+            await after_absorbing(expected)
         return not same
 
     async def aclose(self) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from asyncio import current_task
+import sys
+from asyncio import CancelledError, TaskGroup, current_task
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import anyio.lowlevel
 from anyio.lowlevel import checkpoint_if_cancelled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
 
 TURN_EVERY = 0.001
 """Seconds that a loop of runs may go on without giving the event loop a turn."""
@@ -57,3 +63,37 @@ def native_cancels() -> int:
     except RuntimeError:
         return 0
     return 0 if task is None else task.cancelling()
+
+
+def cancels_of_task_groups(error: BaseException) -> int:
+    """How many native cancels of this task are left of the `asyncio.TaskGroup`s that `error` came out of.
+
+    Before Python 3.13 a group that waits at its end, and then cancels its own task because a child failed,
+    absorbs that cancel and does not take it back (python/cpython#116720): `Task.cancelling()` stays
+    grown, though nobody asked for a cancellation.
+    """
+    if sys.version_info >= (3, 13) or not runs_on_asyncio():
+        return 0
+    task = current_task()
+    return sum(
+        local["self"]._parent_task is task
+        and local["self"]._parent_cancel_requested
+        and local["et"] is not CancelledError  # else it came in the group's body, and was taken back
+        for frame in _frames(error)
+        if frame.f_code is TaskGroup.__aexit__.__code__
+        for local in (frame.f_locals,)
+    )
+
+
+def _frames(error: BaseException) -> Iterator[FrameType]:
+    """The frames that the exception groups in an exception were raised through."""
+    pending: list[BaseException] = [error]
+    while pending:
+        group = pending.pop()
+        if not isinstance(group, BaseExceptionGroup):
+            continue
+        pending.extend(group.exceptions)
+        trace = group.__traceback__
+        while trace is not None:
+            yield trace.tb_frame
+            trace = trace.tb_next
