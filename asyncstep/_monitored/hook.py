@@ -76,13 +76,14 @@ class SessionRunValues:
 class SessionRunContext:
     """One attempt of one run, as hooks see it (TensorFlow: ``tf.train.SessionRunContext``)."""
 
-    __slots__ = ("_call", "_hook", "_life", "_session", "attempt", "worker")
+    __slots__ = ("_call", "_hook", "_life", "_session", "_told", "attempt", "worker")
 
     def __init__(self, life: Life, session: Session, call: RunCall, attempt: int) -> None:
         self._life = life
         self._session = session
         self._call = call
-        self._hook: SessionRunHook | None = None
+        self._hook: SessionRunHook | None = None  # the one that is being called
+        self._told = -1  # the place of the last one whose before_run was called
         self.attempt = attempt
         self.worker = call.worker
 

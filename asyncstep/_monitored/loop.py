@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -87,7 +88,10 @@ class _Crew:
             await anyio.lowlevel.checkpoint()
             group.cancel_scope.cancel()
             return
-        with anyio.move_on_after(self.life.grace):
+        # The last items were given to steps in flight: however long those take, the end of the data waits
+        # for them (contract D5).
+        at_end = self.life.stop.reason.kind is StopKind.END_OF_DATA
+        with anyio.move_on_after(math.inf if at_end else self.life.grace):
             await self.done.wait()
         if self.working:
             logger.warning(

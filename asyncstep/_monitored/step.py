@@ -30,7 +30,7 @@ from asyncstep._monitored.stop import (
     take_out,
 )
 from asyncstep._runtime.executor import evaluate
-from asyncstep._runtime.options import RunMetadata, RunOptions, check_options, merged
+from asyncstep._runtime.options import RunMetadata, RunOptions, check_options, deadline, merged
 from asyncstep._runtime.session import CALLERS_FEEDS, ends, within
 from asyncstep._runtime.state import Fate, Transaction, current, live
 from asyncstep._runtime.typed import typed_run
@@ -38,6 +38,8 @@ from asyncstep.errors import InvalidTypeError, StopRequested, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+
+    from anyio import CancelScope
 
     from asyncstep._monitored.hook import HookTable, SessionRunHook
     from asyncstep._monitored.life import Life
@@ -87,31 +89,20 @@ async def attempt_run(life: Life, call: RunCall, number: int, step: Transaction 
     transaction.counts = life.counts_steps
     current.set(transaction)
     context: SessionRunContext | None = None
-    place = -1  # of the last hook whose before_run was called
     try:
         try:
             if table.silent:
                 values = await _evaluate_alone(call, raw, transaction)
             else:
                 context = SessionRunContext(life, raw, call, number)
-                asked: list[tuple[int, SessionRunArgs]] | None = None
-                for place, hook, method in table.before_run:  # noqa: B007 - wanted after the loop
-                    context._hook = hook
-                    args = await method(context)
-                    if args is not None:
-                        asked = asked or []
-                        asked.append((place, _checked_args(args, hook)))
-                place = len(table.hooks)
-                if asked is None and call.options is None and not table.before_commit:
-                    request = raw.request_for(call.fetches, call.feeds)
-                    outputs = await evaluate(request.plan, list(request.fed), request.functions, transaction)
-                    call.result = request.result(outputs)
-                    values = HookValues(None, None, call.metadata)
+                if call.options is None or call.options.timeout is None:
+                    values = await _evaluate_with_hooks(call, raw, transaction, context, None)
                 else:
-                    values = await _evaluate_for_all(call, raw, transaction, context, asked)
+                    with deadline(call.options.timeout) as scope:
+                        values = await _evaluate_with_hooks(call, raw, transaction, context, scope)
             step_number = transaction.commit(GLOBAL_STEP)  # there is no await in it (contract R1e)
         except BaseException as error:
-            await _failed(life, call, transaction, raw, number, context, place, error)
+            await _failed(life, call, transaction, raw, number, context, error)
             raise
         call.committed = True
         if values is not None:
@@ -144,12 +135,34 @@ async def _evaluate_alone(call: RunCall, raw: Session, transaction: Transaction)
     return None if call.metadata is None else HookValues(None, call.options, call.metadata)
 
 
+async def _evaluate_with_hooks(
+    call: RunCall, raw: Session, transaction: Transaction, context: SessionRunContext, scope: CancelScope | None
+) -> HookValues:
+    """Every before_run, one evaluation, every before_commit; `scope` has the deadline of the caller's options."""
+    table = call.table
+    asked: list[tuple[int, SessionRunArgs]] | None = None
+    for place, hook, method in table.before_run:
+        context._hook, context._told = hook, place
+        args = await method(context)
+        if args is not None:
+            asked = asked or []
+            asked.append((place, _checked_args(args, hook)))
+    context._told = len(table.hooks)
+    if asked is None and call.options is None and not table.before_commit:
+        request = raw.request_for(call.fetches, call.feeds)
+        outputs = await evaluate(request.plan, list(request.fed), request.functions, transaction)
+        call.result = request.result(outputs)
+        return HookValues(None, None, call.metadata)
+    return await _evaluate_for_all(call, raw, transaction, context, asked, scope)
+
+
 async def _evaluate_for_all(
     call: RunCall,
     raw: Session,
     transaction: Transaction,
     context: SessionRunContext,
     asked: list[tuple[int, SessionRunArgs]] | None,
+    scope: CancelScope | None,
 ) -> HookValues:
     """One evaluation of what the caller and the hooks want; then every before_commit."""
     hooks, options = call.table.hooks, call.options
@@ -166,7 +179,9 @@ async def _evaluate_for_all(
             options = args.options if options is None else merged(options, args.options)
     request = raw.request(fetches, feeds)
     values = HookValues(None, options, call.metadata)
-    with within(options):
+    if scope is not None:
+        _extend(scope, call.options, options)
+    with within(options if scope is None else None):
         outputs = await raw.evaluate(request, transaction, options, values.metadata)
         call.result, *results = request.results(outputs)
         values.results = dict(zip(askers, results, strict=True))
@@ -174,6 +189,12 @@ async def _evaluate_for_all(
             context._hook = hook
             await method(context, values.of(place))
     return values
+
+
+def _extend(scope: CancelScope, asked: RunOptions | None, options: RunOptions | None) -> None:
+    """Let a hook's longer timeout count in place of the caller's (see `merged`)."""
+    if asked is not None and options is not None and asked.timeout is not None and options.timeout is not None:
+        scope.deadline += options.timeout - asked.timeout
 
 
 def _checked_args(args: object, hook: SessionRunHook) -> SessionRunArgs:
@@ -219,7 +240,6 @@ async def _failed(
     raw: Session,
     number: int,
     context: SessionRunContext | None,
-    place: int,
     error: BaseException,
 ) -> None:
     """Roll back; tell the hooks that were told of the run (contract R4)."""
@@ -230,7 +250,7 @@ async def _failed(
         return
     later: list[BaseException] = []
     for at, hook, method in call.table.on_run_error:
-        if at > place:
+        if at > context._told:
             break
         context._hook = hook
         later.extend(await _tell_error(life, context, method, error, hook))

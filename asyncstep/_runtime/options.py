@@ -82,9 +82,9 @@ def check_options(options: object, metadata: object) -> None:
 
 
 @contextmanager
-def deadline(seconds: float) -> Iterator[None]:
+def deadline(seconds: float) -> Iterator[anyio.CancelScope]:
     """Cancel the block after a time, and say so with DeadlineExceededError."""
     with anyio.move_on_after(seconds) as scope:
-        yield
+        yield scope
     if scope.cancelled_caught:
         raise DeadlineExceededError(f"the run took longer than its timeout of {seconds:g} s; it is rolled back")

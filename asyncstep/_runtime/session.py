@@ -272,7 +272,7 @@ class Session:
 _nothing = nullcontext()
 
 
-def within(options: RunOptions | None) -> AbstractContextManager[None]:
+def within(options: RunOptions | None) -> AbstractContextManager[object]:
     """The deadline that the options ask for."""
     return _nothing if options is None or options.timeout is None else deadline(options.timeout)
 
