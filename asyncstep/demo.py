@@ -1,0 +1,119 @@
+"""What is Python made of? The job of ``asyncstep demo``, and a program to start your own from.
+
+Workers take one file after another, tokenize it off the event loop and fold what is in it into variables.
+Each step is a transaction: a file counts in all of the variables or in none, and goes to exactly one step.
+So any number of workers finds the same, and Ctrl-C leaves the sums of the files that are done.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from keyword import iskeyword
+from pathlib import Path
+from tokenize import NAME, TokenError, tokenize
+from typing import Any
+
+import asyncstep
+from asyncstep.hooks import SecondOrStepTimer
+
+SUMS = ("files", "bytes", "lines", "tokens", "functions", "classes")
+Names = tuple[Counter[str], ...]
+Largest = tuple[tuple[int, str], ...]
+Failed = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is in one file. Where `error` says why it cannot be tokenized, nothing of it is counted."""
+
+    path: str
+    sums: dict[str, int] = field(default_factory=dict)
+    names: dict[str, int] = field(default_factory=dict)
+    error: str | None = None
+
+
+@asyncstep.op(offload="thread")
+def examine(root: Path, path: str) -> Found:
+    """Read and tokenize one file; in a thread, so that the event loop goes on meanwhile."""
+    if not (file := root / path).is_file():
+        return Found(path, error="not a file that can be read")
+    try:
+        content = file.read_bytes()
+        tokens = tokenize(BytesIO(content).readline)
+        words = Counter(token.string if token.type == NAME else "" for token in tokens)  # "": no name
+    except (OSError, SyntaxError, TokenError, ValueError, LookupError) as error:
+        return Found(path, error=f"{type(error).__name__}: {error}")
+    sums = (1, len(content), len(content.splitlines()), words.total(), words["def"], words["class"])
+    names = {word: uses for word, uses in words.items() if word and not iskeyword(word)}
+    return Found(path, dict(zip(SUMS, sums, strict=True)), names)
+
+
+def add(total: int, found: Found, what: str) -> int:
+    """A variable's new value: one of the `SUMS`, with one more file in it."""
+    return total + found.sums.get(what, 0)
+
+
+def add_names(parts: Names, found: Found) -> Names:
+    """The uses of names, in parts of falling size so that one more file does not touch them all."""
+    new, kept = Counter(found.names), len(parts)
+    while kept and len(parts[kept - 1]) <= 2 * len(new):
+        kept -= 1
+        new.update(parts[kept])
+    return (*parts[:kept], new)
+
+
+def keep_largest(largest: Largest, found: Found) -> Largest:
+    """The ten largest files as (-bytes, path), in the one order that they can have."""
+    return largest if found.error else tuple(sorted((*largest, (-found.sums["bytes"], found.path)))[:10])
+
+
+def keep_failed(failed: Failed, found: Found) -> Failed:
+    """The files that cannot be tokenized as (path, why), in the one order that they can have."""
+    return tuple(sorted((*failed, (found.path, found.error)))) if found.error else failed
+
+
+class Progress(asyncstep.SessionRunHook):
+    """Says on stderr how far the loop is: on one line of a terminal, elsewhere with a line now and then."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.start = total, time.monotonic()
+        seconds, self.line_end = (0.1, "\r") if sys.stderr.isatty() else (2.0, "\n")
+        self.timer = SecondOrStepTimer(seconds)
+
+    async def after_run(  # noqa: ASYNC910 - there is nothing to wait for
+        self, run_context: asyncstep.SessionRunContext, run_values: asyncstep.SessionRunValues
+    ) -> None:
+        """Each step is one file."""
+        done = run_values.global_step or 0
+        if self.timer.should_trigger_for_step(done) or done == self.total:
+            self.timer.update_last_triggered_step(done)
+            seconds = time.monotonic() - self.start
+            sys.stderr.write(f"{done:>9,} of {self.total:,} files {seconds:>9.1f} s{self.line_end}")
+
+
+async def count(
+    root: Path, files: Sequence[str], *, workers: int = 8, hooks: Sequence[asyncstep.SessionRunHook] = ()
+) -> tuple[dict[str, Any], asyncstep.StopReason | None]:
+    """The values of the variables after all `files` below `root`, or when it was stopped, and the reason."""
+    with asyncstep.Graph() as graph:
+        found = examine(root, asyncstep.source(files, name="files to do"))
+        count_file = asyncstep.group(
+            *(asyncstep.Variable(0, name=what).update(add, found, what) for what in SUMS),
+            asyncstep.Variable[Names]((), name="names").update(add_names, found),
+            asyncstep.Variable[Largest]((), name="largest").update(keep_largest, found),
+            asyncstep.Variable[Failed]((), name="failed").update(keep_failed, found),
+        )
+        session = asyncstep.MonitoredSession(hooks=hooks)
+
+    async def step(ctx: asyncstep.StepContext) -> None:
+        await ctx.run_with_hooks(count_file)
+
+    async with session:
+        await session.loop(step, workers=workers)
+        values = await session.run_without_hooks(dict(graph.variables))
+    return values, session.stop_reason

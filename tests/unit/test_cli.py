@@ -1,0 +1,222 @@
+"""The command `asyncstep` as a shell sees it: what is printed where, and the exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+from typing import IO, TYPE_CHECKING, Protocol, cast
+
+import pytest
+
+from asyncstep import cli, demo
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Run(Protocol):
+    """Calls the command in this process: the exit code, what it wrote to stdout and what to stderr."""
+
+    def __call__(self, *args: object) -> tuple[object, str, str]: ...
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command, called in this process."""
+
+    def call(*args: object) -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(arg) for arg in args])
+        return (end.value.code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Three files, and one that is no Python."""
+    (tmp_path / "one.py").write_text("class One:\n    def name(self): return self\n")
+    (tmp_path / "two.py").write_text("two = one = name\n")
+    (tmp_path / "empty.py").write_text("")
+    (tmp_path / "broken.py").write_text("# coding: martian\n")
+    return tmp_path
+
+
+HEAD = """
+Python files in {}
+
+             3  files
+            60  bytes
+             3  lines
+"""
+REST = """
+             1  functions
+             1  classes
+
+          uses  of the name                      bytes  in the file
+
+             2  name                                43  one.py
+             2  self                                17  two.py
+             1  One                                  0  empty.py
+             1  one
+             1  two
+
+Not counted (1):
+
+  broken.py: SyntaxError: unknown encoding: martian
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_table_has_the_sums_the_first_of_the_names_and_files_and_what_was_not_counted(
+    run: Run, tree: Path, backend: str
+) -> None:
+    """Ties stand in the order of the alphabet, so the table is the same at every run."""
+    code, out, err = run("demo", "--dir", tree, "--backend", backend, "--no-progress")
+    assert (code, err) == (0, "")
+    assert out.startswith(HEAD.format(tree))
+    assert out.endswith(REST)
+
+
+def test_progress_goes_to_stderr(run: Run, tree: Path) -> None:
+    """So the table alone can be written to a file."""
+    code, out, err = run("demo", "--dir", tree, "--workers", 1)
+    assert code == 0
+    assert out.endswith(REST)
+    assert "4 of 4 files" in err.splitlines()[-1]
+
+
+def test_a_terminal_is_left_with_a_line_of_its_own(
+    run: Run, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line that was written over and over is ended, so nothing is printed across it."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    _, _, err = run("demo", "--dir", tree)
+    assert err.endswith(" s\r\n")
+    assert err.count("\n") == 1
+
+
+def test_without_a_directory_it_reads_the_standard_library(
+    run: Run, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it lies is for sysconfig to say."""
+    monkeypatch.setattr(sysconfig, "get_path", {"stdlib": str(tree)}.get)
+    code, out, _ = run("demo", "--no-progress")
+    assert code == 0
+    assert out.startswith(f"\nThe standard library of Python {sys.version.split()[0]}\n")
+    assert out.endswith(REST)
+
+
+def test_an_empty_directory_has_a_table_of_zeros(run: Run, tmp_path: Path) -> None:
+    """Nothing to count is no error."""
+    code, out, err = run("demo", "--dir", tmp_path, "--no-progress")
+    assert (code, err) == (0, "")
+    assert [line.split() for line in out.splitlines()[3:]] == [["0", what] for what in demo.SUMS]
+
+
+def test_what_the_output_has_no_letters_for_is_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names and paths may be in any script, the terminal may know ASCII only, a path may be no text."""
+    (tmp_path / "größe.py").write_text("größe = 1\n", encoding="utf-8")
+    (tmp_path / os.fsdecode(b"\xff.py")).write_text("")
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    with start("demo", "--dir", tmp_path, "--no-progress") as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert "gr\\xf6\\xdfe " in out
+    assert "\\udcff.py" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--workers", "0"], "Invalid value for '--workers': 0 is not in the range x>=1."),
+        (["--workers", "many"], "Invalid value for '--workers': 'many' is not a valid integer range."),
+        (["--backend", "curio"], "Invalid value for '--backend': 'curio' is not one of 'asyncio', 'trio'."),
+        (["--dir", "/no/such"], "Invalid value for '--dir': Directory '/no/such' does not exist."),
+        (["--dir", __file__], f"Invalid value for '--dir': Directory {__file__!r} is a file."),
+    ],
+)
+def test_a_wrong_option_is_named_with_what_was_expected(run: Run, args: list[str], message: str) -> None:
+    """Exit code 2 and one sentence, before anything runs."""
+    code, out, err = run("demo", *args)
+    assert (code, out) == (2, "")
+    assert err.endswith(f"Error: {message}\n")
+
+
+def test_a_directory_that_may_not_be_read_is_named(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told before anything runs, not as a table of zeros."""
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    code, out, err = run("demo", "--dir", tmp_path)
+    assert (code, out) == (2, "")
+    assert err.endswith(f"Error: Invalid value for '--dir': Directory {str(tmp_path)!r} is not readable.\n")
+
+
+def test_trio_is_an_extra_and_how_to_get_it_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, not a traceback, if it is not installed."""
+    monkeypatch.setattr(cli, "find_spec", {"asyncio": object()}.get)
+    assert run("demo", "--backend", "trio") == (
+        1,
+        "",
+        "Error: trio is not installed; try: pip install 'asyncstep[trio]'\n",
+    )
+
+
+def test_an_interrupt_before_the_session_is_open_ends_it_quietly(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is nothing to print then, and no traceback."""
+
+    def interrupted(root: Path) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "python_files", interrupted)
+    assert run("demo") == (130, "", "")
+
+
+def start(*args: object) -> subprocess.Popen[str]:
+    """``python -m asyncstep`` in a process group of its own, as a shell would start it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "asyncstep", *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_the_table_of_what_was_done(
+    tmp_path: Path, backend: str, sent: signal.Signals
+) -> None:
+    """As Ctrl-C in a terminal does it: sent to the whole process group; the steps in flight commit."""
+    (tmp_path / "n0.py").write_text("value = [1, 2, 3]\n" * 2000)
+    for number in range(1, 500):
+        os.link(tmp_path / "n0.py", tmp_path / f"n{number}.py")
+    with start("demo", "--dir", tmp_path, "--backend", backend) as process:
+        first = cast("IO[str]", process.stderr).readline()
+        assert " 1 of 500 files " in first
+        os.killpg(process.pid, sent)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + sent
+    assert "Traceback" not in err
+    lines = out.splitlines()
+    files = int(lines[3].split()[0])
+    assert 1 <= files < 500
+    assert lines[5] == f"{files * 2000:>14,}  lines"
+    assert lines[-1] == f"Stopped by {sent.name} after {files} of 500 files."
+
+
+def test_a_reader_that_goes_away_is_no_traceback(tree: Path) -> None:
+    """``asyncstep demo | head -1`` ends quietly."""
+    with start("demo", "--dir", tree, "--no-progress") as process:
+        cast("IO[str]", process.stdout).close()
+        assert cast("IO[str]", process.stderr).read() == ""
+    assert process.returncode == 1
