@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,9 @@ def _picklable(op: Op[Any, Any]) -> Callable[..., Any] | tuple[str, str]:
 def _call_in_process(
     target: Callable[..., Any] | tuple[str, str], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
+    # A terminal sends Ctrl-C to the whole process group. What it means is decided in the session's process:
+    # after a first one the step in flight finishes and commits (contract C6, W1), so it must not fail here.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if isinstance(target, tuple):
         module, path = target
         found: Any = sys.modules.get(module) or __import__(module, fromlist=["_"])
