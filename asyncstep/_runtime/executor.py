@@ -134,7 +134,7 @@ class _Overlap:
             failures.extend(outer.exceptions if isinstance(outer, BaseExceptionGroup) else (outer,))
         try:
             if failures:
-                raise_together(failures)
+                raise_together("several nodes of one run failed", failures)
             if outer is not None:
                 raise outer
             if cancellation is not None:
@@ -272,7 +272,7 @@ def _function_name(function: object) -> str:
     return getattr(function, "__qualname__", repr(function))
 
 
-def raise_together(failures: list[BaseException]) -> NoReturn:
+def raise_together(what: str, failures: list[BaseException]) -> NoReturn:
     """Raise one error as it is, several as a group; an interrupt goes before all (contract C1)."""
     first = next((error for error in failures if isinstance(error, (KeyboardInterrupt, SystemExit))), failures[0])
     try:
@@ -283,6 +283,6 @@ def raise_together(failures: list[BaseException]) -> NoReturn:
             raise first
         if len(failures) == 1:
             raise first
-        raise BaseExceptionGroup("several nodes of one run failed", failures)
+        raise BaseExceptionGroup(what, failures)
     finally:
         del first, failures

@@ -11,7 +11,7 @@ import anyio
 
 from asyncstep._graph.graph import Graph, close_matches, get_default_graph
 from asyncstep._graph.node import Node
-from asyncstep._runtime.executor import evaluate
+from asyncstep._runtime.executor import evaluate, raise_together
 from asyncstep._runtime.feeds import Feeds, add_feeds
 from asyncstep._runtime.fetches import Flattening, Leaf, ad_hoc, foreign
 from asyncstep._runtime.options import RunMetadata, RunOptions, check_options, deadline
@@ -117,8 +117,22 @@ class Session:
         if self._store.closed:
             return
         self._store.closed = True
+        errors: list[BaseException] = []
+        cancellation: BaseException | None = None
         for reader in self._store.readers.values():
-            await reader.aclose()
+            try:
+                await reader.aclose()
+            except anyio.get_cancelled_exc_class() as error:  # noqa: ASYNC103 - raised when all are closed
+                cancellation = error
+            except BaseException as error:  # noqa: ASYNC103 - likewise
+                errors.append(error)
+        try:
+            if errors:
+                raise_together("several sources failed to close", errors)
+            if cancellation is not None:
+                raise cancellation
+        finally:
+            del errors, cancellation
 
     def source_state(self, source: Source[Any] | str) -> SourceState:
         """How far a source is: its low-water mark, what is pending, what is parked."""

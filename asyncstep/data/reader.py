@@ -37,25 +37,27 @@ class SourceState:
 class Reader:
     """The items of one source, for one raw session.
 
-    An item is given to one transaction. It is finished when that commits. Rolled back, it is given
-    again before any new item, or parked (contract D1).
+    An item, or a batch of them, is given to one transaction. It is finished when that commits. Rolled
+    back, it is given again as it was before anything new, or parked (contract D1). A batch is filled by
+    one step at a time, so which items are in it does not depend on who asks when (contract D3).
     """
 
     def __init__(self, name: str, stream: Stream, batch: int | None, drop_remainder: bool) -> None:
         self._name = name
         self._stream = stream
         self._batch = batch
+        self._size = batch or 1
         self._drop_remainder = drop_remainder
         self._positions = Positions()
         self._given: set[int] = set()
-        self._again: list[tuple[int, int, Any]] = []  # a heap of (position, epoch, value)
+        self._again: list[tuple[int, Taken]] = []  # a heap, by the first position
         self._parked: set[int] = set()
-        self._pulling = anyio.Lock(fast_acquire=True)
+        self._filling = anyio.Lock(fast_acquire=True)
 
     def state(self) -> SourceState:
         """How far the source is."""
-        pending = (*self._given, *(position for position, *_ in self._again))
-        return SourceState(self._positions.low, tuple(sorted(pending)), tuple(sorted(self._parked)))
+        again = (position for _, taken in self._again for position in taken.positions)
+        return SourceState(self._positions.low, tuple(sorted((*self._given, *again))), tuple(sorted(self._parked)))
 
     async def take(self, transaction: Transaction) -> Any:
         """The next item, or a list of `batch` items.
@@ -66,59 +68,58 @@ class Reader:
             OutOfRangeError: the last item has been given.
             SessionClosedError, AbortedError: the raw session was closed, or replaced, while this waited.
         """
-        taken = Taken(self)
+        if self._again and len(self._again[0][1].positions) == self._size:
+            taken = self._taken_again()
+        elif self._stream.waits:
+            async with self._filling:
+                taken = await self._filled(transaction.store)
+        else:
+            taken = await self._filled(transaction.store)
         transaction.hold(taken)
-        if self._batch is None:
-            await self._fill(taken, 1, transaction.store)
-            return taken.values[0]
-        await self._fill(taken, self._batch, transaction.store)
-        return list(taken.values)
+        values = [self._stream.load(*item) for item in zip(taken.positions, taken.values, strict=True)]
+        return values[0] if self._batch is None else values
 
-    async def _fill(self, taken: Taken, size: int, store: LocalStateStore) -> None:
-        while len(taken.values) < size:
-            if self._take_again(taken):
-                continue
-            if self._stream.waits:
-                async with self._pulling:  # one at a time, in the order in which they asked
-                    store.check_open()
-                    more = self._take_again(taken) or await self._take_new(taken)
+    async def _filled(self, store: LocalStateStore) -> Taken:
+        """A batch that was rolled back, or a new one; OutOfRangeError if there is none."""
+        while True:
+            taken = self._taken_again() if self._again else Taken(self)
+            try:
+                store.check_open()
+                whole = await self._fill(taken)
                 store.check_open()  # what a closed stream gives is neither an item nor the end of the data
-            else:
-                more = await self._take_new(taken)
-            if not more and self._ends(taken):
-                return
+            except BaseException:
+                self._give_back(taken)  # nobody was given it yet: whoever asks next goes on filling it
+                raise
+            if whole:
+                return taken
+            if taken.positions:
+                self.finish(taken.positions)  # the remainder that nobody wants
+            elif not self._again and not self._stream.next_epoch():
+                raise OutOfRangeError(f"the source {self._name!r} has no more items")
 
-    def _take_again(self, taken: Taken) -> bool:
-        """Add an item that was rolled back, if there is one that may stand in the same batch."""
-        if not self._again or (taken.values and self._again[0][1] != taken.epoch):
-            return False
-        position, epoch, value = heapq.heappop(self._again)
-        self._give(taken, position, epoch, value)
+    async def _fill(self, taken: Taken) -> bool:
+        """Add items up to the size of a batch; False if the epoch ended before there was one to be given."""
+        stream = self._stream
+        while len(taken.positions) < self._size:
+            found = False
+            if not taken.positions or stream.epoch == taken.epoch:
+                found, value = await stream.next()
+            if not found:
+                return bool(taken.positions) and not self._drop_remainder
+            self._given.add(stream.position - 1)
+            taken.add(stream.position - 1, stream.epoch, value)
         return True
 
-    async def _take_new(self, taken: Taken) -> bool:
-        """Add the next item of the stream; False if the epoch of the batch has no more."""
-        if taken.values and self._stream.epoch != taken.epoch:
-            return False
-        found, value = await self._stream.next()
-        if found:
-            self._give(taken, self._stream.position - 1, self._stream.epoch, value)
-        return found
+    def _taken_again(self) -> Taken:
+        """The first of what was rolled back."""
+        _, taken = heapq.heappop(self._again)
+        self._given.update(taken.positions)
+        return taken
 
-    def _give(self, taken: Taken, position: int, epoch: int, value: Any) -> None:
-        self._given.add(position)
-        taken.add(position, epoch, value)
-
-    def _ends(self, taken: Taken) -> bool:
-        """At the end of an epoch: whether the batch is to be given as it is."""
-        if taken.values:
-            if not self._drop_remainder:
-                return True
-            self.finish(taken.positions)  # the remainder that nobody wants
-            taken.clear()
-        elif not self._again and not self._stream.next_epoch():
-            raise OutOfRangeError(f"the source {self._name!r} has no more items")
-        return False
+    def _give_back(self, taken: Taken) -> None:
+        self._given.difference_update(taken.positions)
+        if taken.positions:
+            heapq.heappush(self._again, (taken.positions[0], taken))
 
     def finish(self, positions: Sequence[int]) -> None:
         """The step that was given these has committed."""
@@ -128,12 +129,11 @@ class Reader:
 
     def undo(self, taken: Taken, fate: Fate) -> None:
         """The step that was given these has been rolled back."""
-        self._given.difference_update(taken.positions)
-        if fate is Fate.PARK:
+        if fate is Fate.GIVE_AGAIN:
+            self._give_back(taken)
+        else:
+            self._given.difference_update(taken.positions)
             self._parked.update(taken.positions)
-            return
-        for position, value in zip(taken.positions, taken.values, strict=True):
-            heapq.heappush(self._again, (position, taken.epoch, value))
 
     async def aclose(self) -> None:
         """Close the stream."""
@@ -156,10 +156,6 @@ class Taken:
         self.epoch = epoch
         self.positions.append(position)
         self.values.append(value)
-
-    def clear(self) -> None:
-        """Hold nothing any more."""
-        self.positions, self.values = [], []
 
     def done(self) -> None:
         """The step has committed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncstep.errors import InvalidTypeError, kind_of
@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
 _END = object()
+
+
+async def _pull(iterator: Any) -> Any:  # noqa: ASYNC910 - waits only if the iterator does
+    """The next item of a sync or async iterator, or `_END`."""
+    if hasattr(iterator, "__anext__"):
+        return await anext(iterator, _END)
+    return next(iterator, _END)
 
 
 class Indexed(Protocol):
@@ -42,7 +49,11 @@ class Stream(ABC):
 
     @abstractmethod
     async def next(self) -> tuple[bool, Any]:
-        """(True, the next item), or (False, None) at the end of the epoch."""
+        """(True, what `load` makes the next item of), or (False, None) at the end of the epoch."""
+
+    def load(self, position: int, read: Any) -> Any:
+        """The item at a position, of what `next` read there."""
+        return read
 
     def next_epoch(self) -> bool:
         """Go on to the next epoch; False if there is none, or the last was empty."""
@@ -57,7 +68,7 @@ class Stream(ABC):
 
 
 class SequenceStream(Stream):
-    """The items of a sequence, by index."""
+    """The items of a sequence, by index; each is read when a step is given it, and again if it is given again."""
 
     def __init__(self, items: Indexed, repeat: int | None) -> None:
         super().__init__(repeat)
@@ -65,12 +76,14 @@ class SequenceStream(Stream):
         self._length = len(items)
 
     async def next(self) -> tuple[bool, Any]:  # noqa: ASYNC910 - part of a run, which has a cancel point
-        index = self.position - self._epoch_start
-        if index >= self._length:
+        if self.position - self._epoch_start >= self._length:
             return False, None
-        item = self._items[index]
         self.position += 1
-        return True, item
+        return True, None
+
+    def load(self, position: int, read: Any) -> Any:
+        """The item at a position: an error of the sequence is one of the step that was given the item."""
+        return self._items[position % self._length]
 
 
 class IterableStream(Stream):
@@ -112,22 +125,17 @@ class IterableStream(Stream):
         self._reading = True
         try:
             if self._iterator is None:
-                self._iterator = self._opened()
+                iterator = self._opened()
                 for _ in range(self.position - self._epoch_start):
-                    await self._pull()
-            return await self._pull()
+                    await _pull(iterator)
+                self._iterator = iterator
+            return await _pull(self._iterator)
         except BaseException as error:
-            if isinstance(error, Exception) or isinstance(self._iterator, AsyncGenerator):
+            if isinstance(error, Exception) or isinstance(self._iterator, (AsyncGenerator, Generator)):
                 self._iterator = None  # it cannot go on: a generator is finished by whatever it raises
             raise
         finally:
             self._reading = False
-
-    async def _pull(self) -> Any:
-        iterator: Any = self._iterator
-        if hasattr(iterator, "__anext__"):
-            return await anext(iterator, _END)
-        return next(iterator, _END)
 
     def _opened(self) -> Iterator[Any] | AsyncIterator[Any]:
         items = self._open_items()
