@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -18,11 +18,14 @@ from asyncstep import (
     Recovery,
     RunOptions,
     Session,
+    SessionClosedError,
     SessionRunArgs,
     SessionRunContext,
     SessionRunHook,
     SessionRunValues,
     StepContext,
+    UnavailableError,
+    Variable,
     op,
 )
 from asyncstep.data import SourceState, source
@@ -504,6 +507,326 @@ async def test_an_error_of_the_iterable_is_raised_and_not_taken_for_the_end() ->
         assert caught.value is error
         assert not session.should_stop()
         assert await session.run(letter) == "b"
+
+
+async def test_a_sequence_that_fails_at_one_item_parks_it() -> None:
+    """D1: an item that a lazy sequence cannot make is a poison item like any other: the loop gets the rest."""
+
+    class Files:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> str:
+            if index == 1:
+                raise OSError("damaged")
+            return "abc"[index]
+
+    got: list[str] = []
+    with Graph() as graph:
+        letter = source(Files(), name="letters")
+
+    async def step(ctx: StepContext) -> None:
+        try:
+            got.append(await session.run(letter))
+        except OSError:
+            got.append("damaged")
+
+    async with monitored(graph) as session:
+        await session.loop(step)
+        assert session.source_state(letter) == SourceState(position=1, pending=(), parked=(1,))
+    assert got == ["a", "damaged", "c"]
+
+
+async def test_a_sequence_that_fails_for_now_gives_the_item_to_the_retried_step() -> None:
+    """D1: an item that could not be made, with an error that recovery is on, is made again for the retry."""
+    failures = [UnavailableError("later")]
+
+    class Files:
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> str:
+            if index == 3 and failures:
+                raise failures.pop()
+            return "abcd"[index]
+
+    with Graph() as graph:
+        pair = source(Files(), name="letters", batch=2)
+    async with monitored(graph, recovery=Recovery(wait_initial=0.001)) as session:
+        assert [await session.run(pair), await session.run(pair)] == [["a", "b"], ["c", "d"]]
+        assert session.source_state(pair) == finished(4)
+
+
+async def test_an_error_in_the_middle_of_a_batch_parks_nothing_that_nobody_was_given() -> None:
+    """D1: if the iterable fails while a batch is filled, the items read so far are in the next batch."""
+    opened: list[int] = []
+
+    def flaky() -> Iterator[str]:
+        opened.append(1)
+        yield from "ab"
+        if len(opened) == 1:
+            raise OSError("no connection")
+        yield from "cd"
+
+    with Graph() as graph:
+        three = source(flaky, name="letters", batch=3)
+    async with monitored(graph) as session:
+        with pytest.raises(OSError, match="no connection"):
+            await session.run(three)
+        assert session.source_state(three) == SourceState(position=0, pending=(0, 1), parked=())
+        assert await drain(session, three) == [["a", "b", "c"], ["d"]]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, AbortedError])
+async def test_a_generator_that_was_ended_by_what_it_raised_is_not_at_its_end(
+    error: type[BaseException],
+) -> None:
+    """D1: whatever ended a generator, also an interrupt, its other items are still given."""
+    raised: list[int] = []
+
+    def interrupted() -> Iterator[str]:
+        yield "a"
+        if not raised:
+            raised.append(1)
+            raise error("boom")
+        yield "b"
+
+    with Graph() as graph:
+        letter = source(interrupted, name="letters")
+    async with Session(graph) as raw:
+        assert await raw.run(letter) == "a"
+        with pytest.raises(error, match="boom"):
+            await raw.run(letter)
+        assert await raw.run(letter) == "b"
+
+
+async def test_an_iterator_that_is_opened_again_and_cancelled_meanwhile_gives_no_item_twice() -> None:
+    """D1: a cancellation while an iterable that failed is read up to where it was loses no place."""
+    opened: list[int] = []
+    gates = [anyio.Event() for _ in range(3)]
+    gates[0].set()
+
+    class Letters:
+        def __init__(self) -> None:
+            self.index = 0
+            opened.append(1)
+            self.gate = gates[len(opened) - 1]
+
+        def __aiter__(self) -> Letters:
+            return self
+
+        async def __anext__(self) -> str:
+            await anyio.lowlevel.checkpoint()
+            if self.index == 1:
+                await self.gate.wait()
+            if self.index == 2 and len(opened) == 1:
+                raise OSError("no connection")
+            if self.index == 4:
+                raise StopAsyncIteration
+            self.index += 1
+            return "abcd"[self.index - 1]
+
+    with Graph() as graph:
+        letter = source(Letters, name="letters")
+    async with monitored(graph) as session:
+        assert [await session.run(letter), await session.run(letter)] == ["a", "b"]
+        with pytest.raises(OSError, match="no connection"):
+            await session.run(letter)
+        async with anyio.create_task_group() as group:
+            group.start_soon(session.run, letter)
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+        for gate in gates:
+            gate.set()
+        assert await drain(session, letter) == ["c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("drop_remainder", "expected"), [(False, [[0, 1, 2, 3, 4], [5, 6]]), (True, [[0, 1, 2, 3, 4]])]
+)
+async def test_steps_that_wait_for_batches_of_a_slow_source_do_not_split_them(
+    drop_remainder: bool, expected: list[list[int]]
+) -> None:
+    """D1, D3: which items are in a batch does not depend on how many workers ask for one."""
+    got: list[list[int]] = []
+
+    async def slow() -> AsyncIterator[int]:
+        for number in range(7):
+            await anyio.lowlevel.checkpoint()
+            yield number
+
+    with Graph() as graph:
+        five = source(slow, name="numbers", batch=5, drop_remainder=drop_remainder)
+
+    async def step(ctx: StepContext) -> None:
+        got.append(await ctx.session.run(five))
+
+    async with monitored(graph) as session:
+        await session.loop(step, workers=3)
+        assert session.source_state(five) == finished(7)
+    assert sorted(got) == expected
+
+
+async def test_a_batch_that_was_cancelled_half_filled_is_filled_by_the_next_step() -> None:
+    """D1, D3: a step that is cancelled while its batch is filled leaves the batch as it would have been."""
+    gates = [anyio.Event() for _ in range(6)]
+
+    async def slow() -> AsyncIterator[int]:
+        for number, gate in enumerate(gates):
+            await gate.wait()
+            yield number
+
+    with Graph() as graph:
+        three = source(slow, name="numbers", batch=3)
+    async with monitored(graph) as session:
+        gates[0].set()
+        gates[1].set()
+        async with anyio.create_task_group() as group:
+            group.start_soon(session.run, three)
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+        assert session.source_state(three).pending == (0, 1)
+        for gate in gates:
+            gate.set()
+        assert await drain(session, three) == [[0, 1, 2], [3, 4, 5]]
+
+
+async def test_a_step_function_that_goes_on_after_an_error_of_its_run_parks_the_item() -> None:
+    """D1: an error that the step function handles itself leads to no retry, also one that recovery is on."""
+    seen: list[str] = []
+
+    @op
+    def check(item: str) -> str:
+        seen.append(item)
+        if item == "b":
+            raise AbortedError(item)
+        return item
+
+    with Graph() as graph:
+        letter = source("abc", name="letters")
+        node = check(letter)
+
+    async def step(ctx: StepContext) -> None:
+        assert len(seen) < 10
+        try:
+            await ctx.run_with_hooks(node)
+        except AbortedError:
+            pass
+
+    async with monitored(graph) as session:
+        await session.loop(step)
+        assert session.source_state(letter) == SourceState(position=1, pending=(), parked=(1,))
+    assert seen == ["a", "b", "c"]
+
+
+async def test_a_step_function_that_is_retried_gets_the_items_of_its_failed_runs_again() -> None:
+    """D1: what a failed run of a step function took is given again if the step is run again."""
+    seen: list[tuple[int, str]] = []
+    with Graph() as graph:
+        letter = source("abc", name="letters")
+
+    async def check(item: str) -> None:
+        if len(seen) < 2:
+            raise AbortedError(item)
+
+    async def step(ctx: StepContext) -> None:
+        seen.append((ctx.attempt, await ctx.session.run(letter)))
+        await ctx.run_with_hooks([letter, op_check])
+
+    with graph:
+        op_check = op(check)(letter)
+    async with monitored(graph, recovery=Recovery(wait_initial=0.001)) as session:
+        await session.run_step_fn(step)
+        assert session.source_state(letter) == finished(2)
+    assert seen == [(1, "a"), (2, "a")]
+
+
+async def test_a_stop_whose_last_commit_fails_parks_the_items() -> None:
+    """D1, T3: a step that ends by `request_stop` and cannot commit is rolled back by that error."""
+    gate = anyio.Event()
+
+    def stay_positive(current: int, delta: int) -> int:
+        if current < 0:
+            raise ValueError("negative")
+        return current + delta
+
+    with Graph() as graph:
+        letter = source("abc", name="letters")
+        v = Variable(0, name="v")
+        take, make_negative = [letter, v.update(stay_positive, 1)], v.assign(-1)
+
+    async def step(ctx: StepContext) -> None:
+        await ctx.session.run(take)
+        await gate.wait()
+        ctx.request_stop()
+
+    async def run() -> None:
+        with pytest.raises(ValueError, match="negative"):
+            await session.run_step_fn(step)
+
+    async with monitored(graph) as session:
+        async with anyio.create_task_group() as group:
+            group.start_soon(run)
+            await anyio.wait_all_tasks_blocked()
+            await session.run(make_negative)
+            gate.set()
+        assert session.source_state(letter) == SourceState(position=0, pending=(), parked=(0,))
+        assert session.should_stop()
+
+
+# Closing
+
+
+async def test_closing_a_session_closes_every_open_generator() -> None:
+    """A generator's `finally` runs when the session closes; one that fails does not keep the others open."""
+    closed: list[str] = []
+
+    def letters_of(name: str) -> Callable[[], Iterator[str]]:
+        def generate() -> Iterator[str]:
+            try:
+                yield from "ab"
+            finally:
+                closed.append(name)
+                if name != "z":
+                    raise ValueError(name)
+
+        return generate
+
+    with Graph() as graph:
+        sources = [source(letters_of(name), name=name) for name in "xyz"]
+    with pytest.raises(ExceptionGroup, match="failed to close") as caught:
+        async with Session(graph) as raw:
+            await raw.run(sources)
+    assert sorted(closed) == ["x", "y", "z"]
+    assert sorted(map(str, caught.value.exceptions)) == ["x", "y"]
+
+
+async def test_a_session_closes_while_a_run_waits_for_an_item() -> None:
+    """A run that waits for a slow source as its session closes cannot commit; the source closes after it."""
+    gate = anyio.Event()
+    closed: list[bool] = []
+
+    async def slow() -> AsyncIterator[str]:
+        try:
+            await gate.wait()
+            yield "a"
+        finally:
+            closed.append(True)
+
+    with Graph() as graph:
+        letter = source(slow, name="letters")
+
+    async def run() -> None:
+        with pytest.raises(SessionClosedError):
+            await raw.run(letter)
+
+    async with anyio.create_task_group() as group:
+        async with Session(graph) as raw:
+            group.start_soon(run)
+            group.start_soon(run)
+            await anyio.wait_all_tasks_blocked()
+        gate.set()
+    assert closed == [True]
 
 
 # D4: back-pressure

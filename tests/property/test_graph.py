@@ -119,7 +119,7 @@ async def test_a_random_graph_evaluates_as_it_would_sequentially(
 @given(vertices=dags(max_size=15), data=st.data())
 @reproducible
 async def test_whatever_is_ready_runs(vertices: list[Vertex], data: st.DataObject) -> None:
-    """Whenever nothing moves, the nodes whose dependencies are done all wait, or as many as the bound allows."""
+    """Whenever nothing moves, all nodes whose dependencies are done wait, or as many as the bound allows."""
     gates = [anyio.Event() for _ in vertices]
     opening: list[int] = data.draw(st.permutations(range(len(vertices))))
     bound = data.draw(st.none() | st.integers(1, 4))

@@ -437,7 +437,7 @@ async def test_a_list_argument_may_be_changed_after_the_node_was_made() -> None:
 
 
 async def test_a_container_that_holds_itself_is_refused_if_it_holds_nodes() -> None:
-    """A plain value may be anything, also a list that contains itself; nodes in such a list cannot be replaced."""
+    """A plain value may contain itself; if it holds nodes, they cannot be replaced."""
     plain: list[Any] = []
     plain.append(plain)
     with Graph() as graph:

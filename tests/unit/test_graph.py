@@ -135,6 +135,20 @@ async def test_after_gives_the_same_value_after_the_others() -> None:
     assert sorted(order[:2]) == ["a", "b"] and order[2:] == ["last"]
 
 
+async def test_after_can_be_asked_for_twice() -> None:
+    """`node.after(a).after(b)` is evaluated after both."""
+    order: list[str] = []
+    note = op(lambda name: order.append(name) or name)
+    with Graph() as graph:
+        v = Variable(1, name="v")
+        a, b = note("a"), note("b")
+        last = note("last").after(a).after(b)
+        read = v.after(v.assign_add(1).after(a)).after(b)
+    async with Session(graph) as raw:
+        assert await raw.run([last, read]) == ["last", 2]
+    assert sorted(order[:2]) == ["a", "b"] and order[2:] == ["last"]
+
+
 async def test_after_leaves_the_node_itself_alone() -> None:
     """`after` makes a new node: fetching the original alone does not evaluate the others."""
     order: list[str] = []
