@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
 from asyncstep._monitored.stop import StopKind
 from asyncstep._runtime.options import RunMetadata, RunOptions
@@ -108,6 +108,17 @@ class SessionRunContext:
         """Ask the session to stop; this run goes on and commits (contract S4)."""
         origin = type(self._hook).__name__ if self._hook is not None else "a hook"
         self._life.request_stop(StopKind.HOOK, reason, origin)
+
+    def raise_stop(self) -> NoReturn:
+        """End this run because the session stops; before the commit that rolls it back. For stock hooks.
+
+        Raises:
+            StopRequested: the session has been asked to stop.
+            SessionClosedError: it has not, but it is closing.
+        """
+        if not self.stop_requested:
+            raise self._life.not_open()
+        self._life.raise_stop()
 
 
 class SessionRunHook:

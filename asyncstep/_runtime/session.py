@@ -116,7 +116,7 @@ class Session:
         """Close the session and its sources; idempotent. Checkpoint: if a source's closing is one."""
         if self._store.closed:
             return
-        self._store.closed = True
+        self._store.close()
         errors: list[BaseException] = []
         cancellation: BaseException | None = None
         for reader in self._store.readers.values():

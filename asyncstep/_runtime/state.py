@@ -17,6 +17,8 @@ from contextvars import ContextVar
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol
 
+import anyio
+
 from asyncstep._runtime.calls import refuse_coroutine
 from asyncstep.errors import AbortedError, FailedPreconditionError, SessionClosedError
 
@@ -92,9 +94,10 @@ class LocalStateStore:
         superseded: it was ended by a recovery (contract V2).
     """
 
-    __slots__ = ("closed", "committed", "readers", "stamps", "superseded", "values")
+    __slots__ = ("_changed", "closed", "committed", "readers", "stamps", "superseded", "values")
 
     def __init__(self) -> None:
+        self._changed: anyio.Event | None = None
         self.values: dict[str, Any] = {}
         self.stamps: dict[str, int] = {}
         self.readers: dict[str, Reader] = {}
@@ -124,6 +127,22 @@ class LocalStateStore:
         """The stamp of the committed value."""
         return self.stamps[name]
 
+    async def changed(self) -> None:
+        """Wait until something is committed, or the store is closed. Checkpoint: always."""
+        if self._changed is None:
+            self._changed = anyio.Event()
+        await self._changed.wait()
+
+    def close(self) -> None:
+        """Take no commits from now on."""
+        self.closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
     def check_open(self) -> None:
         """Raise what tells a step in flight that it cannot commit any more."""
         if self.superseded:
@@ -144,13 +163,12 @@ class LocalStateStore:
             self.stamps[name] = record.stamp
         if transaction.owner is not None:
             self.committed = True
-        if step is None:
-            return None
-        if transaction.counts:
+        if step is not None and transaction.counts:
             self.values[step] += 1
             self.stamps[step] = next(_stamps)
-        number: int = self.values[step]
-        return number
+        if self._changed is not None:
+            self._wake()
+        return None if step is None else self.values[step]
 
 
 class SupersededError(AbortedError):
