@@ -1,5 +1,29 @@
-"""Stock hooks: what watches a session, each usable in one line."""
+"""Hooks that watch a session, each usable in one line: ``MonitoredSession(hooks=[StopAtStepHook(1000)])``.
 
+They do what TensorFlow's hooks of the same names do. Where something is done every so often, the interval
+is given in steps, seconds, or both (whichever is over first), and the first step is always one of those.
+"""
+
+from __future__ import annotations
+
+from asyncstep.hooks.feed_fn import FeedFnHook
+from asyncstep.hooks.final_ops import FinalOpsHook
+from asyncstep.hooks.log import LoggingHook
+from asyncstep.hooks.nan import NanHook
 from asyncstep.hooks.signal import SignalHook
+from asyncstep.hooks.step_counter import StepCounterHook
+from asyncstep.hooks.step_waiter import GlobalStepWaiterHook
+from asyncstep.hooks.stop_at_step import StopAtStepHook
+from asyncstep.hooks.timer import SecondOrStepTimer
 
-__all__ = ["SignalHook"]
+__all__ = [
+    "FeedFnHook",
+    "FinalOpsHook",
+    "GlobalStepWaiterHook",
+    "LoggingHook",
+    "NanHook",
+    "SecondOrStepTimer",
+    "SignalHook",
+    "StepCounterHook",
+    "StopAtStepHook",
+]
