@@ -6,6 +6,8 @@ is given in steps, seconds, or both (whichever is over first), and the first ste
 
 from __future__ import annotations
 
+from asyncstep.hooks.early_stopping import EarlyStoppingHook
+from asyncstep.hooks.evaluator import EvaluatorHook
 from asyncstep.hooks.feed_fn import FeedFnHook
 from asyncstep.hooks.final_ops import FinalOpsHook
 from asyncstep.hooks.log import LoggingHook
@@ -17,6 +19,8 @@ from asyncstep.hooks.stop_at_step import StopAtStepHook
 from asyncstep.hooks.timer import SecondOrStepTimer
 
 __all__ = [
+    "EarlyStoppingHook",
+    "EvaluatorHook",
     "FeedFnHook",
     "FinalOpsHook",
     "GlobalStepWaiterHook",
