@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import NoReturn
 
 import pytest
@@ -72,13 +72,42 @@ async def failing_when_cancelled(error: BaseException) -> None:
 
 
 async def test_stops_of_task_group_children_are_absorbed() -> None:
-    """S6: steps that stop in an `asyncio.TaskGroup` of the body end the block."""
+    """S6, C2: steps that stop in an `asyncio.TaskGroup` of the body end the block, and nothing is cancelled."""
     async with Counting().session as session, asyncio.TaskGroup() as group:
         group.create_task(session.run_step_fn(stopping))
         group.create_task(session.run_step_fn(stopping))
     assert session.stop_reason is not None
     assert session.stop_reason.kind == "requested"
-    assert running().cancelling() == 0
+
+
+async def test_a_stop_alone_in_a_steps_task_group_is_absorbed() -> None:
+    """S6, C2: so does a child of an `asyncio.TaskGroup` inside a step function, one group inside another."""
+
+    async def step(ctx: StepContext) -> None:
+        async def stop() -> None:
+            ctx.request_stop("enough")
+
+        async with asyncio.TaskGroup(), asyncio.TaskGroup() as inner:
+            inner.create_task(stop())
+
+    async with Counting().session as session:
+        await session.run_step_fn(step)
+    assert session.stop_reason is not None
+    assert session.stop_reason.kind == "requested"
+
+
+async def test_a_task_groups_cancel_does_not_hide_one_that_the_body_swallowed() -> None:
+    """C2: a native cancel beside the stop of a task group's child is raised."""
+    task = running()
+    with pytest.raises(asyncio.CancelledError):
+        async with Counting().session as session:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.get_running_loop().create_future()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(session.run_step_fn(stopping))
+    while task.cancelling():
+        task.uncancel()
 
 
 async def test_a_stop_beside_an_error_in_a_steps_task_group_loses_neither() -> None:

@@ -1,4 +1,4 @@
-"""Section V: steps that are run again, and raw sessions that are made again."""
+"""Section V: which steps are run again, how often, and who can see it (V2, V5, V7: test_incarnations)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 
 from asyncstep import (
     AbortedError,
-    ChiefSessionCreator,
-    FailedPreconditionError,
+    Coordinator,
     Graph,
     MonitoredSession,
     Node,
     Recovery,
     RunMetadata,
     Session,
+    SessionClosedError,
     SessionCreator,
     SessionRunContext,
     SessionRunHook,
@@ -50,22 +50,16 @@ FOR_EVER = Recovery(wait_initial=3600.0, wait_max=3600.0)
 
 
 class Making(SessionCreator):
-    """A creator that keeps what it made, and that a test can make fail or wait."""
+    """A creator that keeps what it made, and that a test can make fail."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.made: list[Session] = []
         self.failures: list[Exception] = []
-        self.gate = anyio.Event()
-        self.gate.set()
         self.asked = 0
-        self.asked_again = anyio.Event()
 
     async def create_session(self) -> Session:
         self.asked += 1
-        if self.asked > 1:
-            self.asked_again.set()
-        await self.gate.wait()
         if self.failures:
             raise self.failures.pop(0)
         self.made.append(Session(self.graph))
@@ -77,16 +71,13 @@ class Watcher(SessionRunHook):
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        self.created: list[Session] = []
-        self.errors: list[BaseException] = []
-        self.ended: list[Session] = []
 
     async def begin(self) -> None:
         self.calls.append("begin")
 
-    async def after_create_session(self, session: Session, coord: object) -> None:
+    async def after_create_session(self, session: Session, coord: Coordinator) -> None:
         self.calls.append("after_create_session")
-        self.created.append(session)
+        self.coord = coord
 
     async def before_run(self, run_context: SessionRunContext) -> None:
         self.calls.append(f"before_run {run_context.attempt}")
@@ -96,29 +87,27 @@ class Watcher(SessionRunHook):
 
     async def on_run_error(self, run_context: SessionRunContext, error: BaseException) -> None:
         self.calls.append(f"on_run_error {run_context.attempt}")
-        self.errors.append(error)
 
     async def end(self, session: Session) -> None:
         self.calls.append("end")
-        self.ended.append(session)
 
     async def on_session_error(self, session: Session, error: BaseException) -> None:
         self.calls.append("on_session_error")
-        self.ended.append(session)
 
 
 class Counting:
     """A graph with a variable `count`, a node that adds one, and a watched session that recovers."""
 
-    def __init__(self, recovery: Recovery = QUICK, *hooks: SessionRunHook, chief: bool = False) -> None:
+    def __init__(self, recovery: Recovery = QUICK, *hooks: SessionRunHook, **options: Any) -> None:
         self.graph = Graph()
         with self.graph:
             self.count: Variable[int] = Variable(0, name="count")
             self.bump: Node[int] = self.count.assign_add(1)
         self.creator = Making(self.graph)
         self.watcher = Watcher()
-        creator: SessionCreator = ChiefSessionCreator(graph=self.graph) if chief else self.creator
-        self.session = MonitoredSession(creator, hooks=[self.watcher, *hooks], recovery=recovery)
+        self.session = MonitoredSession(
+            self.creator, hooks=[self.watcher, *hooks], recovery=recovery, **options
+        )
 
     async def committed(self) -> int:
         """The committed value of `count`."""
@@ -142,12 +131,6 @@ class Failing:
             return self.calls
 
         return fetch
-
-
-async def lose(raw: Session) -> None:
-    """Loses the raw session, as a broken connection would, and fails."""
-    await raw.aclose()
-    raise AbortedError("the raw session is lost")
 
 
 # V1: retry
@@ -298,249 +281,6 @@ async def test_a_singular_session_does_not_retry() -> None:
     assert failing.calls == 1
 
 
-# V2: recovery
-
-
-async def test_a_lost_raw_session_is_made_again() -> None:
-    """V2: closed, created again, `after_create_session` again, `begin` not; then the retry."""
-    made = Counting()
-
-    async def losing(ctx: StepContext) -> str:
-        if ctx.attempt == 1:
-            await lose(ctx.session)
-        return "done"
-
-    async with entire(made.session) as session:
-        assert await session.run_step_fn(losing) == "done"
-        assert session.recoveries == 1
-        first, second = made.creator.made
-        assert made.watcher.created == [first, second]
-        assert (first.intact, second.intact) == (False, True)
-    assert made.watcher.calls == ["begin", "after_create_session", "after_create_session", "end"]
-    assert made.watcher.ended == [second]
-
-
-async def test_restore_always_recovers_an_intact_session() -> None:
-    """V2: with `restore="always"` a recovery comes before every retry; the old raw session is closed."""
-    made = Counting(QUICK_ALWAYS)
-    async with entire(made.session) as session:
-        assert await session.run(made.bump) == 1
-        assert await session.run(Failing(AbortedError("1"), UnavailableError("2")).as_fetch()) == 3
-        assert session.recoveries == 2
-        assert [raw.intact for raw in made.creator.made] == [False, False, True]
-        assert await made.committed() == 0
-
-
-async def eight_steps(made: Counting, failing: Callable[[StepContext], Awaitable[None]]) -> list[Session]:
-    """Eight steps in flight that all fail in their first attempt; the raw sessions of their second."""
-    ready, all_ready, sessions = [0], anyio.Event(), list[Session]()
-
-    async def step(ctx: StepContext) -> None:
-        if ctx.attempt == 1:
-            ready[0] += 1
-            if ready[0] == 8:
-                all_ready.set()
-            await all_ready.wait()
-            await failing(ctx)
-        sessions.append(ctx.session)
-        await ctx.session.run(made.bump)
-
-    async with anyio.create_task_group() as group:
-        for _ in range(8):
-            group.start_soon(made.session.run_step_fn, step)
-    return sessions
-
-
-async def test_eight_failures_with_restore_always_are_one_recovery() -> None:
-    """V2, V7: however many steps failed, one recovery; every retried step sees the new raw session."""
-    made = Counting(QUICK_ALWAYS)
-
-    async def failing(ctx: StepContext) -> None:
-        raise AbortedError("given up")
-
-    async with entire(made.session) as session:
-        sessions = await eight_steps(made, failing)
-        assert session.recoveries == 1
-        assert sessions == [made.creator.made[1]] * 8
-        assert await made.committed() == 8
-
-
-async def test_eight_losses_of_the_raw_session_are_one_recovery() -> None:
-    """V2, V7: the same where the raw session is lost under eight steps in flight."""
-    made = Counting()
-
-    async def losing(ctx: StepContext) -> None:
-        await lose(ctx.session)
-
-    async with entire(made.session) as session:
-        sessions = await eight_steps(made, losing)
-        assert session.recoveries == 1
-        assert len(made.creator.made) == 2
-        assert sessions == [made.creator.made[1]] * 8
-        assert await made.committed() == 8
-
-
-async def in_flight_while_recovering(
-    made: Counting, step: Callable[[StepContext, anyio.Event], Awaitable[Any]]
-) -> Any:
-    """What a step returns that is in flight, blocked, while another step makes the session recover."""
-    recovered = anyio.Event()
-    results: list[Any] = []
-
-    async def run() -> None:
-        results.append(await made.session.run_step_fn(step, recovered))
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(run)
-        await anyio.wait_all_tasks_blocked()
-        await made.session.run(Failing(AbortedError("given up")).as_fetch())
-        assert made.session.recoveries == 1
-        recovered.set()
-    return results[0]
-
-
-async def test_a_step_of_the_old_incarnation_is_rolled_back_and_run_again() -> None:
-    """V2: in flight during the recovery, it cannot commit; its second attempt is in the new incarnation."""
-    made = Counting(QUICK_ALWAYS)
-    attempts: list[int] = []
-
-    async def step(ctx: StepContext, recovered: anyio.Event) -> int:
-        attempts.append(ctx.attempt)
-        value = await ctx.session.run(made.bump)
-        await recovered.wait()
-        return value
-
-    async with entire(made.session) as session:
-        await session.run(made.bump)
-        assert await in_flight_while_recovering(made, step) == 1
-        assert attempts == [1, 2]
-        assert await made.committed() == 1
-
-
-async def test_a_run_of_the_old_incarnation_is_rolled_back_and_run_again() -> None:
-    """V2, R4: the same for a plain run; its hooks hear of the attempt that was lost."""
-    made = Counting(QUICK_ALWAYS)
-    recovered = anyio.Event()
-    evaluations: list[bool] = []
-    results: list[Any] = []
-
-    async def waiting() -> str:
-        evaluations.append(recovered.is_set())
-        await recovered.wait()
-        return "done"
-
-    async def run() -> None:
-        results.append(await made.session.run([made.bump, waiting]))
-
-    async with entire(made.session) as session:
-        async with anyio.create_task_group() as group:
-            group.start_soon(run)
-            await anyio.wait_all_tasks_blocked()
-            await session.run_step_fn(give_up_once)
-            recovered.set()
-        assert results == [[1, "done"]]
-        assert evaluations == [False, True]
-        assert await made.committed() == 1
-    assert made.watcher.calls == [
-        "begin",
-        "after_create_session",
-        "before_run 1",
-        "after_create_session",
-        "on_run_error 1",
-        "before_run 2",
-        "after_run 2",
-        "end",
-    ]
-
-
-async def give_up_once(ctx: StepContext) -> int:
-    """A step function that fails in its first attempt."""
-    if ctx.attempt == 1:
-        raise AbortedError("given up")
-    return ctx.attempt
-
-
-async def test_a_stale_step_cannot_commit_through_a_run_with_hooks() -> None:
-    """V2: also not bit by bit - the run inside it commits nothing into the new incarnation."""
-    made = Counting(QUICK_ALWAYS)
-    attempts: list[int] = []
-
-    async def step(ctx: StepContext, recovered: anyio.Event) -> None:
-        attempts.append(ctx.attempt)
-        await ctx.session.run(made.bump)
-        await recovered.wait()
-        await ctx.run_with_hooks(made.bump)
-
-    async with entire(made.session):
-        await in_flight_while_recovering(made, step)
-        assert attempts == [1, 2]
-        assert await made.committed() == 2
-
-
-async def test_a_stale_step_that_forgives_errors_cannot_commit() -> None:
-    """V2: a step function that swallows what its stale runs raise is run again all the same."""
-    made = Counting(QUICK_ALWAYS)
-    attempts: list[int] = []
-
-    async def forgiving(ctx: StepContext, recovered: anyio.Event) -> None:
-        attempts.append(ctx.attempt)
-        await ctx.session.run(made.bump)
-        await recovered.wait()
-        try:
-            await ctx.run_with_hooks(made.bump)
-        except Exception:
-            return
-
-    async with entire(made.session):
-        await in_flight_while_recovering(made, forgiving)
-        assert attempts == [1, 2]
-        assert await made.committed() == 2
-
-
-async def test_a_run_that_starts_while_the_session_recovers_waits_for_it() -> None:
-    """V2: it runs once, in the new incarnation."""
-    made = Counting(QUICK_ALWAYS)
-    results: list[int] = []
-
-    async def run() -> None:
-        results.append(await made.session.run(made.bump))
-
-    async with entire(made.session) as session:
-        await session.run(made.bump)
-        made.creator.gate = anyio.Event()
-        async with anyio.create_task_group() as group:
-            group.start_soon(session.run_step_fn, give_up_once)
-            await made.creator.asked_again.wait()
-            group.start_soon(run)
-            await anyio.wait_all_tasks_blocked()
-            assert results == []
-            made.creator.gate.set()
-        assert results == [1]
-        assert session.recoveries == 1
-
-
-async def test_a_creator_that_fails_in_a_recovery_is_asked_again() -> None:
-    """V2, V3: an error in `recovery.on` out of the recovery itself is one more failed attempt."""
-    made = Counting(QUICK_ALWAYS)
-    async with entire(made.session) as session:
-        made.creator.failures = [UnavailableError("not yet"), UnavailableError("not yet")]
-        assert await session.run(Failing(AbortedError("given up")).as_fetch()) == 2
-        assert session.recoveries == 1
-        assert made.creator.asked == 1 + 3
-
-
-async def test_a_recovery_that_fails_for_good_raises_its_error() -> None:
-    """V2, E3: an error of the creator that is not in `recovery.on` leaves the run."""
-    made = Counting(QUICK_ALWAYS)
-    broken = ValueError("no such place")
-    with pytest.raises(ValueError, match="no such place") as caught:
-        async with made.session as session:
-            made.creator.failures = [broken]
-            await session.run(Failing(AbortedError("given up")).as_fetch())
-    assert caught.value is broken
-    assert made.watcher.calls[-1] == "on_session_error"
-
-
 # V3: bounds
 
 
@@ -621,6 +361,30 @@ async def test_a_wait_ends_at_a_cancellation() -> None:
             group.cancel_scope.cancel()
         assert failing.calls == 1
         assert session.should_stop() is False
+
+
+async def test_a_retry_that_outlasts_the_closing_is_not_made() -> None:
+    """V3, L6: the step ends with SessionClosedError, and no raw session is made."""
+    made = Counting(Recovery(wait_initial=0.2, jitter=0.0), stop_grace_period=0.02)
+    failing = anyio.Event()
+    errors: list[SessionClosedError] = []
+
+    async def step(ctx: StepContext) -> None:
+        await ctx.session.aclose()
+        failing.set()
+        raise AbortedError("given up")
+
+    async def run() -> None:
+        with pytest.raises(SessionClosedError) as caught:
+            await made.session.run_step_fn(step)
+        errors.append(caught.value)
+
+    async with anyio.create_task_group() as group:
+        async with made.session:
+            group.start_soon(run)
+            await failing.wait()
+    assert len(errors) == 1
+    assert made.creator.asked == 1
 
 
 async def test_a_creator_that_fails_at_the_opening_is_asked_again() -> None:
@@ -730,40 +494,6 @@ async def test_the_attempt_can_be_read_everywhere() -> None:
     ]
 
 
-# V5: without any checkpoint
-
-
-async def test_a_chief_recovers_to_the_initial_values_before_the_first_commit() -> None:
-    """V5: no step has committed, so nothing is lost."""
-    made = Counting(QUICK_ALWAYS, chief=True)
-    async with entire(made.session) as session:
-        assert await session.run([made.bump, Failing(AbortedError("given up")).as_fetch()]) == [1, 2]
-        assert session.recoveries == 1
-        assert await made.committed() == 1
-
-
-@pytest.mark.parametrize("how", ["always", "lost"])
-async def test_a_chief_does_not_throw_committed_work_away(how: str) -> None:
-    """V5: FailedPreconditionError with the error as its cause, and nothing is run again."""
-    made = Counting(QUICK_ALWAYS if how == "always" else QUICK, chief=True)
-    attempts: list[int] = []
-    error = AbortedError("given up")
-
-    async def step(ctx: StepContext) -> None:
-        attempts.append(ctx.attempt)
-        if how == "lost":
-            await ctx.session.aclose()
-        raise error
-
-    with pytest.raises(FailedPreconditionError) as caught:
-        async with made.session as session:
-            await session.run(made.bump)
-            await session.run_step_fn(step)
-    assert caught.value.__cause__ is error
-    assert attempts == [1]
-    assert made.watcher.calls[-1] == "on_session_error"
-
-
 # V6: where the error came from
 
 
@@ -840,6 +570,38 @@ async def test_an_error_of_after_run_inside_a_step_function_does_not_run_it_agai
         assert await made.committed() == 1
 
 
+async def test_a_new_error_after_a_swallowed_one_of_after_run_is_retried() -> None:
+    """V6, V1: it is the step function's own."""
+    made = Counting(QUICK, FailingOnce("after_run"))
+    attempts: list[int] = []
+
+    async def step(ctx: StepContext) -> None:
+        attempts.append(ctx.attempt)
+        with suppress(AbortedError):
+            await ctx.run_with_hooks(made.bump)
+        if ctx.attempt == 1:
+            raise AbortedError("its own")
+
+    async with entire(made.session) as session:
+        await session.run_step_fn(step)
+    assert attempts == [1, 2]
+
+
+async def test_a_background_error_met_by_a_step_is_not_retried() -> None:
+    """V6, E4: it is no error of the step; it is raised, and not lost in the stop."""
+    made = Counting()
+    error = UnavailableError("in the background")
+
+    async def step(ctx: StepContext) -> None:
+        made.watcher.coord.request_stop(error)
+        await ctx.run_with_hooks(made.bump)
+
+    with pytest.raises(UnavailableError) as caught:
+        async with made.session as session:
+            await session.run_step_fn(step)
+    assert caught.value is error
+
+
 class LosingAfterRun(SessionRunHook):
     """Loses the raw session after the first step."""
 
@@ -876,90 +638,3 @@ async def test_an_error_of_after_run_on_an_intact_session_is_raised_with_restore
             await session.run(made.bump)
         assert session.recoveries == 0
         assert await made.committed() == 1
-
-
-# V7: what the step sees
-
-
-async def test_the_raw_session_of_a_retry_without_a_recovery_is_the_same() -> None:
-    """V7: `ctx.session` is the raw session of the attempt."""
-    made = Counting()
-    seen: list[Session] = []
-
-    async def step(ctx: StepContext) -> None:
-        seen.append(ctx.session)
-        await give_up_once(ctx)
-
-    async with made.session as session:
-        await session.run_step_fn(step)
-    assert seen == [made.creator.made[0]] * 2
-
-
-async def test_the_raw_session_of_a_retry_after_a_recovery_is_the_new_one() -> None:
-    """V7: the retried step, and its hooks, see the new raw session, which works."""
-    seen: list[Session] = []
-
-    class Seeing(SessionRunHook):
-        async def before_run(self, run_context: SessionRunContext) -> None:
-            seen.append(run_context.session)
-
-    made = Counting(QUICK, Seeing())
-
-    async def step(ctx: StepContext) -> int:
-        seen.append(ctx.session)
-        if ctx.attempt == 1:
-            await lose(ctx.session)
-        await ctx.run_with_hooks(made.bump)
-        return await ctx.session.run(made.count)
-
-    async with entire(made.session) as session:
-        assert await session.run_step_fn(step) == 1
-    first, second = made.creator.made
-    assert seen == [first, second, second]
-
-
-async def test_should_stop_neither_recovers_nor_waits_nor_raises() -> None:
-    """V7: it is plainly answered while the raw session is lost and while a recovery is being made."""
-    made = Counting()
-    answers: list[bool] = []
-
-    async def step(ctx: StepContext) -> None:
-        if ctx.attempt == 1:
-            await ctx.session.aclose()
-            answers.append(ctx.should_stop())
-            answers.append(made.session.should_stop())
-            assert made.creator.asked == 1
-            made.creator.gate = anyio.Event()
-            raise AbortedError("lost")
-
-    async with entire(made.session) as session, anyio.create_task_group() as group:
-        group.start_soon(session.run_step_fn, step)
-        await made.creator.asked_again.wait()
-        answers.append(session.should_stop())
-        made.creator.gate.set()
-    assert answers == [False, False, False]
-
-
-async def test_a_stop_outlives_a_recovery() -> None:
-    """S1, V2: asked for while the raw session is being made again, the stop is there afterwards."""
-    made = Counting(QUICK_ALWAYS)
-
-    async def step(ctx: StepContext) -> None:
-        if ctx.attempt == 1:
-            made.creator.gate = anyio.Event()
-            raise AbortedError("given up")
-
-    async def run() -> None:
-        with suppress(StopRequested):
-            await made.session.run_step_fn(step)
-
-    async with entire(made.session) as session:
-        async with anyio.create_task_group() as group:
-            group.start_soon(run)
-            await made.creator.asked_again.wait()
-            session.request_stop("enough")
-            made.creator.gate.set()
-        assert session.recoveries == 1
-        assert session.should_stop() is True
-        assert session.stop_reason is not None
-        assert session.stop_reason.message == "enough"

@@ -445,9 +445,10 @@ async def test_a_stop_while_an_interrupt_unwinds_raises_the_interrupt_again() ->
     assert session.should_stop() is True
 
 
-async def test_a_stop_while_an_error_inside_a_cancellation_is_handled_raises_the_cancellation() -> None:
-    """S3: the cancellation is still being unwound, though an Exception is the one being handled."""
+async def test_a_stop_in_place_of_a_cancellation_does_not_hide_it() -> None:
+    """C2, S3: where the stop overtakes a cancellation (an error is handled in between), that is raised."""
     made = Counting()
+    reached: list[bool] = []
 
     async def step(ctx: StepContext) -> None:
         scope.cancel()
@@ -459,11 +460,29 @@ async def test_a_stop_while_an_error_inside_a_cancellation_is_handled_raises_the
             except ValueError:
                 ctx.request_stop("while cancelled")
 
-    async with entire(made.session) as session:
-        with anyio.CancelScope() as scope:
+    with anyio.CancelScope() as scope:
+        async with made.session as session:
             await session.run_step_fn(step)
-        assert scope.cancelled_caught
-        assert session.should_stop() is True
+        reached.append(True)
+    assert scope.cancelled_caught
+    assert reached == []
+    assert session.should_stop() is True
+
+
+async def test_a_stop_after_a_timeout_was_handled_is_a_stop() -> None:
+    """S3: a cancellation that is over, though it is the context of the error at hand, is not raised again."""
+    made = Counting()
+
+    async def step(ctx: StepContext) -> None:
+        try:
+            with anyio.fail_after(0):
+                await anyio.sleep_forever()
+        except TimeoutError:
+            ctx.request_stop("too slow")
+
+    async with entire(made.session) as session:
+        with pytest.raises(StopRequested):
+            await session.run_step_fn(step)
 
 
 async def test_a_stop_while_an_error_is_handled_is_a_stop() -> None:

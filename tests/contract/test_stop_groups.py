@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -250,7 +250,7 @@ async def test_a_foreign_stop_leaves_a_loop() -> None:
             assert caught.value.session is outer
 
 
-async def children_of_anyio(*children: Callable[[], Awaitable[object]]) -> None:
+async def children_of_anyio(*children: Callable[[], Coroutine[Any, Any, object]]) -> None:
     """Runs the children in an anyio task group."""
     async with anyio.create_task_group() as group:
         for child in children:

@@ -20,6 +20,7 @@ from asyncstep import (
     Node,
     Recovery,
     Session,
+    SessionClosedError,
     SessionRunHook,
     StepContext,
     Variable,
@@ -360,6 +361,67 @@ async def test_a_workers_error_ends_the_session_by_the_error() -> None:
     assert made.ending.ended[0] is caught.value
 
 
+async def test_a_workers_error_is_raised_though_another_worker_does_not_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """W2, W1: the other one is cancelled and named when the grace period is over."""
+    made = Counting(stop_grace_period=0.02)
+    meeting = Meeting(1)
+    error = ValueError("real")
+
+    async def step(ctx: StepContext) -> None:
+        if ctx.worker == 0:
+            await meeting.full.wait()
+            raise error
+        await meeting.wait()
+
+    async with entire(made.session) as session:
+        with pytest.raises(ValueError, match="real") as caught:
+            await session.loop(step, workers=2)
+        assert caught.value is error
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(lines) == 1
+    assert "worker 1" in lines[0]
+
+
+async def test_a_workers_interrupt_leaves_the_loop_at_once() -> None:
+    """W2, C1: the same object; the other workers are cancelled and rolled back."""
+    made = Counting()
+    meeting = Meeting(2)
+    interrupt = KeyboardInterrupt()
+
+    async def step(ctx: StepContext) -> None:
+        await ctx.session.run(made.bump)
+        if ctx.worker == 0:
+            await meeting.full.wait()
+            raise interrupt
+        await meeting.wait()
+
+    async with entire(made.session) as session:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            await session.loop(step, workers=3)
+        assert caught.value is interrupt
+        assert await made.committed() == 0
+
+
+async def test_a_step_that_handles_its_own_cancellation_is_not_the_end_of_its_worker() -> None:
+    """W1: a cancel scope inside a step function is the step's own business."""
+    made = Counting()
+
+    async def step(ctx: StepContext) -> None:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await anyio.sleep_forever()
+        if await ctx.run_with_hooks(made.bump) == 3:
+            ctx.request_stop("enough")
+
+    async with entire(made.session) as session:
+        await session.loop(step, workers=2)
+        assert await made.committed() >= 3
+        assert session.stop_reason is not None
+        assert session.stop_reason.kind == "requested"
+
+
 # W3: progress
 
 
@@ -502,3 +564,26 @@ async def test_every_item_is_given_to_exactly_one_worker() -> None:
         assert session.stop_reason is not None
         assert session.stop_reason.kind == "end_of_data"
     assert sorted(taken) == list(range(100))
+
+
+async def test_a_session_closes_under_a_step_that_waits_for_a_source() -> None:
+    """D5, L6: that is no error of the closing; the step ends when the source gives it something."""
+    made, slow = Counting(stop_grace_period=0.02), SlowSource()
+    with made.graph:
+        items = source(slow.items, name="items")
+    errors: list[SessionClosedError] = []
+
+    async def run() -> None:
+        with pytest.raises(SessionClosedError) as caught:
+            await made.session.run(items)
+        errors.append(caught.value)
+
+    async with anyio.create_task_group() as group:
+        async with entire(made.session):
+            group.start_soon(run)
+            await anyio.wait_all_tasks_blocked()
+        assert made.ending.ended == ["end"]
+        slow.sender.send_nowait("too late")
+    assert len(errors) == 1
+    assert made.session.stop_reason is None
+    slow.sender.close()
