@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, final
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, final, overload
 
 from asyncstep._graph.graph import GLOBAL_STEP, get_default_graph
 from asyncstep._graph.node import Node
@@ -34,6 +34,10 @@ class Variable(Node[T], Generic[T]):
 
     __slots__ = ("initial", "validate_shape", "written")
 
+    @overload
+    def __init__(self, initial: Callable[[], T], *, name: str, validate_shape: bool = True) -> None: ...
+    @overload
+    def __init__(self, initial: T, *, name: str, validate_shape: bool = True) -> None: ...
     def __init__(self, initial: T | Callable[[], T], *, name: str, validate_shape: bool = True) -> None:
         if inspect.iscoroutinefunction(initial):
             raise InvalidTypeError(

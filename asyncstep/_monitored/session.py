@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, TypeVarTuple
 
 import anyio
 
@@ -45,6 +45,10 @@ if TYPE_CHECKING:
     from asyncstep._runtime.session import Session
     from asyncstep.data import Source, SourceState
 
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+_Context: TypeAlias = StepContext  # inside the class, its attribute hides the name
+
 _NO_HOOKS = HookTable(())
 _DEFAULT_RECOVERY = Recovery()
 
@@ -64,7 +68,7 @@ class MonitoredSession:
         task_group: an anyio task group for the background tasks of hooks and sources.
     """
 
-    StepContext = StepContext
+    StepContext: TypeAlias = _Context
 
     def __init__(
         self,
@@ -199,7 +203,7 @@ class MonitoredSession:
         check_options(options, run_metadata)
         return await run_with_retries(life, RunCall(_NO_HOOKS, fetches, feed_dict, options, run_metadata, 0))
 
-    async def run_step_fn(self, step_fn: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+    async def run_step_fn(self, step_fn: Callable[[_Context, *Ts], Awaitable[T]], *args: *Ts) -> T:
         """Call ``step_fn(ctx, *args)`` as one step; return what it returns (contract T3).
 
         `ctx` is a `StepContext`. TensorFlow: ``MonitoredSession.run_step_fn``.
@@ -207,9 +211,12 @@ class MonitoredSession:
         Checkpoint: always a cancel point; a schedule point at least once a millisecond.
         """
         check_step_fn(step_fn, args)
-        return await run_step_fn(self._life, step_fn, args, 0)
+        result: T = await run_step_fn(self._life, step_fn, args, 0)
+        return result
 
-    async def loop(self, step_fn: Callable[..., Awaitable[Any]], *args: Any, workers: int = 1) -> None:
+    async def loop(
+        self, step_fn: Callable[[_Context, *Ts], Awaitable[Any]], *args: *Ts, workers: int = 1
+    ) -> None:
         """Run a step function in so many tasks, again and again, until the session stops (contract W).
 
         Each worker finishes and commits its own step; past the grace period it is cancelled. An error of
