@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
     from asyncstep._monitored.hook import SessionRunHook
     from asyncstep._runtime.session import Session
-    from asyncstep.data import Source, SourceState
+    from asyncstep._graph.node import Node
+    from asyncstep._runtime.state import SourceState
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -258,7 +259,7 @@ class MonitoredSession:
         """How many times the raw session was made anew (contract V4)."""
         return self._life.recoveries
 
-    def source_state(self, source: Source[Any] | str) -> SourceState:
+    def source_state(self, source: Node[Any] | str) -> SourceState:
         """How far a source is: its low-water mark, what is pending, what is parked."""
         life = self._life
         if life.raw is None or life.closed:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import TracebackType
 
-    from asyncstep.data import Source, SourceState
+    from asyncstep._runtime.state import SourceState
 
 MOST_PLANS = 512
 CALLERS_FEEDS = "the caller's feed_dict"
@@ -134,7 +134,7 @@ class Session:
         finally:
             del errors, cancellation
 
-    def source_state(self, source: Source[Any] | str) -> SourceState:
+    def source_state(self, source: Node[Any] | str) -> SourceState:
         """How far a source is: its low-water mark, what is pending, what is parked."""
         if isinstance(source, Node) and source.graph is not self._graph:
             raise foreign(source, self._graph)
@@ -144,8 +144,7 @@ class Session:
             raise NotFoundError(
                 f"{self._graph.described} has no source named {name!r}{close_matches(name, self._graph.sources)}"
             )
-        state: SourceState = self._store.reader(node).state()
-        return state
+        return self._store.reader(node).state()
 
     @typed_run
     async def run(

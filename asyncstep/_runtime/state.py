@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 import itertools
 from contextvars import ContextVar
+from dataclasses import dataclass
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -50,13 +51,28 @@ class Items(Protocol):
         """They were rolled back."""
 
 
+@dataclass(frozen=True, slots=True)
+class SourceState:
+    """How far a source is.
+
+    Attributes:
+        position: the low-water mark, in items: everything below it is finished.
+        pending: the positions that were given and are not committed (yet, or any more).
+        parked: the positions that an error rolled back; not given again in this process (contract D1).
+    """
+
+    position: int
+    pending: tuple[int, ...]
+    parked: tuple[int, ...]
+
+
 class Reader(Protocol):
     """What gives one raw session the items of one source."""
 
     async def take(self, transaction: Transaction) -> Any:
         """The next item, or batch of items; OutOfRangeError after the last."""
 
-    def state(self) -> Any:
+    def state(self) -> SourceState:
         """How far the source is."""
 
     async def aclose(self) -> None:

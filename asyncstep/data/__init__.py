@@ -1,6 +1,6 @@
 """Where items come from: sources, and how far they are."""
 
-from asyncstep.data.reader import SourceState
+from asyncstep._runtime.state import SourceState
 from asyncstep.data.source import Source, source
 
 __all__ = ["Source", "SourceState", "source"]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from asyncstep._runtime.state import Fate
+from asyncstep._runtime.state import Fate, SourceState
 from asyncstep.data.positions import Positions
 from asyncstep.errors import OutOfRangeError
 
@@ -17,21 +16,6 @@ if TYPE_CHECKING:
 
     from asyncstep._runtime.state import LocalStateStore, Transaction
     from asyncstep.data.stream import Stream
-
-
-@dataclass(frozen=True, slots=True)
-class SourceState:
-    """How far a source is.
-
-    Attributes:
-        position: the low-water mark, in items: everything below it is finished.
-        pending: the positions that were given and are not committed (yet, or any more).
-        parked: the positions that an error rolled back; not given again in this process (contract D1).
-    """
-
-    position: int
-    pending: tuple[int, ...]
-    parked: tuple[int, ...]
 
 
 class Reader:
