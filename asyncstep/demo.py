@@ -81,9 +81,10 @@ class Progress(asyncstep.SessionRunHook):
     """Says on stderr how far the loop is: on one line of a terminal, elsewhere with a line now and then."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.start = total, time.monotonic()
+        self.total: int = total
+        self.start: float = time.monotonic()
         seconds, self.line_end = (0.1, "\r") if sys.stderr.isatty() else (2.0, "\n")
-        self.timer = SecondOrStepTimer(seconds)
+        self.timer: SecondOrStepTimer = SecondOrStepTimer(seconds)
 
     async def after_run(  # noqa: ASYNC910 - there is nothing to wait for
         self, run_context: asyncstep.SessionRunContext, run_values: asyncstep.SessionRunValues

@@ -45,8 +45,8 @@ class Op(Generic[P, T_co]):
     def __init__(self, function: Callable[P, Any], name: str | None, options: OpOptions) -> None:
         functools.update_wrapper(self, function)
         self.function = function
-        self.is_async = _is_async(function)
-        self.name = name or getattr(function, "__name__", type(function).__name__).strip("<>")
+        self.is_async: bool = _is_async(function)
+        self.name: str = name or getattr(function, "__name__", type(function).__name__).strip("<>")
         self.options = options
         try:
             self.signature: inspect.Signature | None = inspect.signature(function)

@@ -44,9 +44,9 @@ class Variable(Node[T], Generic[T]):
                 f"the initial value of the variable {name!r} is a coroutine function; give a value,"
                 " or a plain function (Scaffold's init_fn may await)"
             )
-        self.initial = initial
-        self.validate_shape = validate_shape
-        self.written = False
+        self.initial: T | Callable[[], T] = initial
+        self.validate_shape: bool = validate_shape
+        self.written: bool = False
         super().__init__(name, name=name)
         self.graph._variables[self.name] = self
 

@@ -86,8 +86,8 @@ class ChiefSessionCreator(SessionCreator):
             raise InvalidTypeError(f"graph must be a Graph, not {kind_of(graph)}")
         if scaffold is not None and not isinstance(scaffold, Scaffold):
             raise InvalidTypeError(f"scaffold must be a Scaffold, not {kind_of(scaffold)}")
-        self.graph = graph or get_default_graph()
-        self.scaffold = scaffold or Scaffold()
+        self.graph: Graph = graph or get_default_graph()
+        self.scaffold: Scaffold = scaffold or Scaffold()
         self._last: Session | None = None
 
     async def create_session(self) -> Session:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from asyncstep._monitored.step import RunCall
     from asyncstep._runtime.session import Session
 
+    Overridden = tuple[tuple[int, "SessionRunHook", Callable[..., Awaitable[Any]]], ...]
+
 
 @final
 class All:
@@ -67,10 +69,10 @@ class SessionRunValues:
     def __init__(
         self, results: Any, options: RunOptions | None, run_metadata: RunMetadata, global_step: int | None
     ) -> None:
-        self.results = results
-        self.options = options
-        self.run_metadata = run_metadata
-        self.global_step = global_step
+        self.results: Any = results
+        self.options: RunOptions | None = options
+        self.run_metadata: RunMetadata = run_metadata
+        self.global_step: int | None = global_step
 
 
 class SessionRunContext:
@@ -84,8 +86,8 @@ class SessionRunContext:
         self._call = call
         self._hook: SessionRunHook | None = None  # the one that is being called
         self._told = -1  # the place of the last one whose before_run was called
-        self.attempt = attempt
-        self.worker = call.worker
+        self.attempt: int = attempt
+        self.worker: int = call.worker
 
     @property
     def original_args(self) -> SessionRunArgs:
@@ -169,17 +171,15 @@ class HookTable:
     __slots__ = ("after_run", "before_commit", "before_run", "hooks", "on_run_error", "silent")
 
     def __init__(self, hooks: Sequence[SessionRunHook]) -> None:
-        self.hooks = tuple(hooks)
-        self.before_run = _overridden(hooks, "before_run")
-        self.before_commit = _overridden(hooks, "before_commit")
-        self.after_run = _overridden(hooks, "after_run")
-        self.on_run_error = _overridden(hooks, "on_run_error")
-        self.silent = not (self.before_run or self.before_commit or self.after_run or self.on_run_error)
+        self.hooks: tuple[SessionRunHook, ...] = tuple(hooks)
+        self.before_run: Overridden = _overridden(hooks, "before_run")
+        self.before_commit: Overridden = _overridden(hooks, "before_commit")
+        self.after_run: Overridden = _overridden(hooks, "after_run")
+        self.on_run_error: Overridden = _overridden(hooks, "on_run_error")
+        self.silent: bool = not (self.before_run or self.before_commit or self.after_run or self.on_run_error)
 
 
-def _overridden(
-    hooks: Sequence[SessionRunHook], point: str
-) -> tuple[tuple[int, SessionRunHook, Callable[..., Awaitable[Any]]], ...]:
+def _overridden(hooks: Sequence[SessionRunHook], point: str) -> Overridden:
     default = getattr(SessionRunHook, point)
     return tuple(
         (place, hook, getattr(hook, point))

@@ -67,13 +67,13 @@ class RunCall:
         metadata: RunMetadata | None,
         worker: int,
     ) -> None:
-        self.table = table
-        self.fetches = fetches
-        self.feeds = feeds
-        self.options = options
-        self.metadata = metadata
-        self.worker = worker
-        self.committed = False
+        self.table: HookTable = table
+        self.fetches: Any = fetches
+        self.feeds: Any = feeds
+        self.options: RunOptions | None = options
+        self.metadata: RunMetadata | None = metadata
+        self.worker: int = worker
+        self.committed: bool = False
         self.result: Any = None
 
 
@@ -379,9 +379,9 @@ class StepContext:
         self._transaction = transaction
         self._handled = sys.exception()
         self._stopped = False
-        self.session = session
-        self.attempt = attempt
-        self.worker = worker
+        self.session: Session = session
+        self.attempt: int = attempt
+        self.worker: int = worker
 
     @typed_run
     async def run_with_hooks(

@@ -49,7 +49,7 @@ class RunMetadata:
     def __init__(self) -> None:
         self._node_timings: dict[str, tuple[float, float]] | None = None
         self.global_step: int | None = None
-        self.attempt = 1
+        self.attempt: int = 1
 
     @property
     def node_timings(self) -> dict[str, tuple[float, float]]:

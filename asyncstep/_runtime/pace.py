@@ -27,7 +27,7 @@ class Pace:
     __slots__ = ("_native", "due")
 
     def __init__(self) -> None:
-        self.due = 0.0
+        self.due: float = 0.0
         self._native = runs_on_asyncio()
 
     def is_due(self) -> bool:

@@ -50,19 +50,19 @@ class Plan:
 
     def __init__(self, leaves: Sequence[Leaf], fed: Sequence[Node[Any]]) -> None:
         order, dependencies, late = _ordered(leaves, frozenset(fed))
-        self.fed = tuple(fed)
-        self.first = len(self.fed)
-        self.nodes = tuple(order)
+        self.fed: tuple[Node[Any], ...] = tuple(fed)
+        self.first: int = len(self.fed)
+        self.nodes: tuple[Leaf, ...] = tuple(order)
         slots: dict[Leaf, int] = {leaf: slot for slot, leaf in enumerate((*self.fed, *order, *late))}
-        self.late = tuple(variable.name for variable in late)
+        self.late: tuple[str, ...] = tuple(variable.name for variable in late)
         self.steps: tuple[Step, ...] = tuple(_step(node, slots) for node in order)
-        self.inputs = tuple(
+        self.inputs: tuple[tuple[int, ...], ...] = tuple(
             tuple(slots[needed] - self.first for needed in dependencies[node] if slots[needed] >= self.first)
             for node in order
         )
-        self.outputs = tuple(slots[leaf] for leaf in leaves)
-        self.alone = _alone(self.steps, self.inputs)
-        self.is_sequence = self.alone == len(self.steps)
+        self.outputs: tuple[int, ...] = tuple(slots[leaf] for leaf in leaves)
+        self.alone: int = _alone(self.steps, self.inputs)
+        self.is_sequence: bool = self.alone == len(self.steps)
         self._consumers: tuple[tuple[int, ...], ...] | None = None
 
     @property

@@ -51,10 +51,10 @@ class Request:
         functions: Sequence[Callable[[], Awaitable[Any]]] = (),
         parts: Sequence[Callable[[Iterator[Any]], Any]] = (next,),
     ) -> None:
-        self.plan = plan
-        self.fed = fed
-        self.functions = functions
-        self.parts = parts
+        self.plan: Plan = plan
+        self.fed: Iterable[Any] = fed
+        self.functions: Sequence[Callable[[], Awaitable[Any]]] = functions
+        self.parts: Sequence[Callable[[Iterator[Any]], Any]] = parts
         self._slot = plan.outputs[0] if parts == (next,) else None
 
     def result(self, values: list[Any]) -> Any:

@@ -117,9 +117,9 @@ class LocalStateStore:
         self.values: dict[str, Any] = {}
         self.stamps: dict[str, int] = {}
         self.readers: dict[str, Reader] = {}
-        self.closed = False
-        self.committed = False
-        self.superseded = False
+        self.closed: bool = False
+        self.committed: bool = False
+        self.superseded: bool = False
 
     def initialize(self, variables: Iterable[Variable[Any]]) -> None:
         """Give variables that have no value their initial ones."""
@@ -252,9 +252,9 @@ class Transaction:
     # No slots: what few transactions need stands here, and costs the others nothing.
     items: list[Items] | None = None
     failed_items: list[Items] | None = None
-    finished = False
-    counts = False
-    stop_asked = False
+    finished: bool = False
+    counts: bool = False
+    stop_asked: bool = False
     final_errors: tuple[BaseException, ...] = ()
 
     def __init__(

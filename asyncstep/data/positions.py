@@ -16,7 +16,7 @@ class Positions:
     __slots__ = ("low", "ranges")
 
     def __init__(self, low: int = 0) -> None:
-        self.low = low
+        self.low: int = low
         self.ranges: list[tuple[int, int]] = []
 
     def finish(self, position: int) -> None:

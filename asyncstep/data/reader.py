@@ -130,8 +130,8 @@ class Taken:
     __slots__ = ("epoch", "positions", "reader", "values")
 
     def __init__(self, reader: Reader) -> None:
-        self.reader = reader
-        self.epoch = 0
+        self.reader: Reader = reader
+        self.epoch: int = 0
         self.positions: list[int] = []
         self.values: list[Any] = []
 

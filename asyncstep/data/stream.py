@@ -43,7 +43,7 @@ class Stream(ABC):
 
     def __init__(self, repeat: int | None) -> None:
         self.position = 0
-        self.epoch = 0
+        self.epoch: int = 0
         self._repeat = repeat
         self._epoch_start = 0
 

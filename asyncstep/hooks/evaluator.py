@@ -16,7 +16,7 @@ from asyncstep.hooks.timer import SecondOrStepTimer, check_intervals
 
 __all__ = ["Evaluations", "EvaluatorHook", "evaluations_of"]
 
-logger = logging.getLogger("asyncstep")
+logger: logging.Logger = logging.getLogger("asyncstep")
 
 
 class EvaluatorHook(SessionRunHook):

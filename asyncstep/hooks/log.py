@@ -15,7 +15,7 @@ from asyncstep.hooks.timer import SecondOrStepTimer, check_intervals
 
 __all__ = ["LoggingHook"]
 
-logger = logging.getLogger("asyncstep")
+logger: logging.Logger = logging.getLogger("asyncstep")
 
 
 class LoggingHook(SessionRunHook):

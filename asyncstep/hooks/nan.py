@@ -13,7 +13,7 @@ from asyncstep.hooks.named import name_of_fetch
 
 __all__ = ["NanHook"]
 
-logger = logging.getLogger("asyncstep")
+logger: logging.Logger = logging.getLogger("asyncstep")
 
 
 class NanHook(SessionRunHook):

@@ -15,7 +15,7 @@ from asyncstep.hooks.timer import SecondOrStepTimer, check_intervals
 
 __all__ = ["ScalarWriter", "StepCounterHook"]
 
-logger = logging.getLogger("asyncstep")
+logger: logging.Logger = logging.getLogger("asyncstep")
 
 TAG = "global_step/sec"
 TICK = time.get_clock_info("monotonic").resolution

@@ -16,7 +16,7 @@ from asyncstep.hooks.timer import check_secs, check_steps
 
 __all__ = ["GlobalStepWaiterHook"]
 
-logger = logging.getLogger("asyncstep")
+logger: logging.Logger = logging.getLogger("asyncstep")
 
 
 class GlobalStepWaiterHook(SessionRunHook):
