@@ -1,0 +1,391 @@
+"""Section L of the contract, rules 8 and 9: background tasks have a home, and a million steps leave no
+growth."""
+
+# ruff: noqa: PT012 - the act of these tests is a block with its whole life, and nesting is order
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from asyncstep import (
+    Graph,
+    MonitoredSession,
+    SessionRunArgs,
+    StepContext,
+    StopRequested,
+    Variable,
+    op,
+    source,
+)
+
+from .life_parts import Gate, Oops, Recorder, monitored
+
+pytestmark = pytest.mark.anyio
+
+
+def a_graph() -> Graph:
+    """A graph without nodes."""
+    return Graph()
+
+
+# L8: background tasks
+
+
+async def test_without_a_task_group() -> None:
+    """L8: without a task group, asking for a background task is a RuntimeError that says how to give one."""
+
+    async def background() -> None:
+        raise AssertionError("never started")
+
+    hook = Recorder("a", [])
+    async with monitored(a_graph(), hook):
+        with pytest.raises(RuntimeError, match="task_group"):
+            hook.coord.start_soon(background)
+
+
+async def test_background_tasks_run_beside_the_body() -> None:
+    """L8: with a task group, a hook's background task runs while the body does."""
+    gate = Gate()
+
+    async def start(_: Any, coord: Any) -> None:
+        coord.start_soon(gate)
+
+    async with anyio.create_task_group() as group:
+        hook = Recorder("a", [], after_create_session=start)
+        async with monitored(a_graph(), hook, task_group=group):
+            with anyio.fail_after(10):
+                await gate.reached.wait()
+            gate.opened.set()
+
+
+async def test_closing_tells_background_tasks_to_stop() -> None:
+    """L8: closing sets the stop event, waits for the tasks that heed it, and cancels none of them."""
+    journal: list[str] = []
+    started = anyio.Event()
+
+    async with anyio.create_task_group() as group:
+        hook = Recorder("a", journal)
+        async with monitored(a_graph(), hook, task_group=group) as session:
+
+            async def background() -> None:
+                started.set()
+                await hook.coord.wait_for_stop()
+                assert hook.coord.should_stop()
+                await anyio.lowlevel.checkpoint()
+                journal.append("stopped")
+
+            hook.coord.start_soon(background)
+            await started.wait()
+        assert journal.count("stopped") == 1
+    assert session.stop_reason is None
+
+
+async def test_closing_cancels_what_does_not_stop() -> None:
+    """L8: a background task that does not heed the stop event is cancelled by the closing; the user's group
+    is not."""
+    journal: list[str] = []
+    started = anyio.Event()
+
+    async def deaf() -> None:
+        started.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            journal.append("cancelled")
+
+    async with anyio.create_task_group() as group:
+        hook = Recorder("a", [])
+        async with monitored(a_graph(), hook, task_group=group, stop_grace_period=0.1):
+            hook.coord.start_soon(deaf)
+            await started.wait()
+        assert journal == ["cancelled"]
+        await anyio.lowlevel.checkpoint()
+        assert not group.cancel_scope.cancel_called
+
+
+async def test_a_background_error_does_not_reach_the_users_group() -> None:
+    """L8, E4: a background error comes out of the session, and the user's task group goes on."""
+    error = Oops("background")
+    journal: list[str] = []
+
+    async def fail() -> None:
+        raise error
+
+    gate = Gate()
+    async with anyio.create_task_group() as group:
+        group.start_soon(gate)
+        hook = Recorder("a", [])
+        with pytest.raises(Oops) as caught:
+            async with monitored(a_graph(), hook, task_group=group):
+                hook.coord.start_soon(fail)
+                await anyio.wait_all_tasks_blocked()
+        assert caught.value is error
+        await anyio.lowlevel.checkpoint()
+        gate.opened.set()
+        journal.append("the group goes on")
+    assert journal == ["the group goes on"]
+
+
+async def test_a_background_task_that_meets_the_stop() -> None:
+    """L8: a background task that runs into the session's stop ends; the user's task group does not see it."""
+    with (graph := Graph()):
+        count = Variable(0, name="count")
+    met: list[bool] = []
+
+    async with anyio.create_task_group() as group:
+        hook = Recorder("a", [])
+        async with monitored(graph, hook, task_group=group) as session:
+
+            async def background() -> None:
+                await hook.coord.wait_for_stop()
+                try:
+                    await session.run(count)
+                except StopRequested:
+                    met.append(True)
+                    raise
+
+            hook.coord.start_soon(background)
+            session.request_stop()
+            await anyio.wait_all_tasks_blocked()
+        await anyio.lowlevel.checkpoint()
+    assert met == [True]
+
+
+async def test_background_tasks_of_a_loop() -> None:
+    """L8: inside `session.loop` background tasks have a home, which is gone when the loop has returned."""
+    gate = Gate()
+    hook = Recorder("a", [])
+
+    async def step(ctx: StepContext) -> None:
+        hook.coord.start_soon(gate)
+        await gate.reached.wait()
+        gate.opened.set()
+        ctx.request_stop()
+
+    async with monitored(a_graph(), hook) as session:
+        with anyio.fail_after(10):
+            await session.loop(step)
+        with pytest.raises(RuntimeError, match="task_group"):
+            hook.coord.start_soon(gate)
+
+
+async def test_a_loop_does_not_wait_for_ever_for_its_background_tasks() -> None:
+    """L8, W1: background tasks in the loop's own task group end with the loop, also those that heed no
+    stop."""
+    started = anyio.Event()
+    journal: list[str] = []
+    hook = Recorder("a", [])
+
+    async def deaf() -> None:
+        started.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            journal.append("cancelled")
+
+    async def step(ctx: StepContext) -> None:
+        hook.coord.start_soon(deaf)
+        await started.wait()
+        ctx.request_stop()
+
+    with anyio.fail_after(10):
+        async with monitored(a_graph(), hook, stop_grace_period=0.1) as session:
+            await session.loop(step)
+            assert journal == ["cancelled"]
+
+
+async def test_a_background_error_in_a_loop() -> None:
+    """L8, E4, W2: a background error in a loop is raised from the loop, bare, after the step in flight."""
+    error = Oops("background")
+    hook = Recorder("a", [])
+
+    async def fail() -> None:
+        raise error
+
+    async def step(ctx: StepContext) -> None:
+        if not ctx.should_stop():
+            hook.coord.start_soon(fail)
+            await hook.coord.wait_for_stop()
+
+    with anyio.fail_after(10):
+        async with monitored(a_graph(), hook) as session:
+            with pytest.raises(Oops) as caught:
+                await session.loop(step)
+            assert caught.value is error
+
+
+# L9: no growth
+
+
+def allocated() -> int:
+    """The memory blocks in use after a full collection."""
+    gc.collect()
+    return sys.getallocatedblocks()
+
+
+async def growth(step: Callable[[], Awaitable[object]], steps: int) -> int:
+    """The memory blocks that a number of steps left behind, after a warm-up."""
+    for _ in range(2_000):
+        await step()
+    before = allocated()
+    for _ in range(steps):
+        await step()
+    return allocated() - before
+
+
+class Watching(Recorder):
+    """A hook that fetches and is called at every point, without keeping anything."""
+
+    async def _act(self, point: str, *args: Any) -> Any:
+        return await self.acts[point](*args) if point in self.acts else None  # type: ignore[operator]
+
+
+async def test_a_million_steps_leave_no_growth(anyio_backend: tuple[str, dict[str, Any]]) -> None:
+    """L9: a million steps leave nothing behind: not an object for every thousand steps."""
+    steps = 1_000_000 if anyio_backend == ("asyncio", {"use_uvloop": False}) else 20_000
+    with (graph := Graph()):
+        add = Variable(0, name="count").assign_add(1)
+    async with monitored(graph, Watching("a", [])) as session:
+        assert await growth(lambda: session.run(add), steps) < 200
+
+
+STEPS = 10_000
+
+
+def fetching_anew(session: MonitoredSession, graph: Graph) -> Callable[[], Awaitable[object]]:
+    """Runs that ask for the same nodes in a nesting that is new each time."""
+    nodes = list(graph.variables.values())
+    return lambda: session.run({"a": [nodes[0], (nodes[1],)], "b": nodes[0]})
+
+
+def fetching_functions(session: MonitoredSession, graph: Graph) -> Callable[[], Awaitable[object]]:
+    """Runs that each fetch a coroutine function of their own."""
+
+    async def run() -> None:
+        async def fetch() -> int:
+            return 1
+
+        await session.run(fetch)
+
+    return run
+
+
+def fetching_subsets(session: MonitoredSession, graph: Graph) -> Callable[[], Awaitable[object]]:
+    """Runs that each fetch a set of nodes that was never fetched before."""
+    nodes = list(graph.variables.values())
+    number = iter(range(sys.maxsize))
+
+    async def run() -> None:
+        bits = next(number)
+        await session.run([node for i, node in enumerate(nodes) if bits >> i & 1])
+
+    return run
+
+
+def raw_runs(session: MonitoredSession, graph: Graph) -> Callable[[], Awaitable[object]]:
+    """Step functions with a raw run and a run with hooks."""
+    node = graph["count0"]
+
+    async def step(ctx: StepContext) -> None:
+        await ctx.session.run(node)
+        await ctx.run_with_hooks(node)
+
+    return lambda: session.run_step_fn(step)
+
+
+def new_step_functions(session: MonitoredSession, graph: Graph) -> Callable[[], Awaitable[object]]:
+    """Steps that are each a function of its own."""
+
+    async def run() -> None:
+        async def step(ctx: StepContext) -> None:
+            pass
+
+        await session.run_step_fn(step)
+
+    return run
+
+
+def failing(session: MonitoredSession, graph: Graph) -> Callable[[], Awaitable[object]]:
+    """Runs that fail, each with the same error."""
+    error = Oops("always the same")
+
+    async def fail() -> None:
+        raise error
+
+    async def run() -> None:
+        with pytest.raises(Oops):
+            await session.run(fail)
+
+    return run
+
+
+def without_hooks(session: MonitoredSession, graph: Graph) -> Callable[[], Awaitable[object]]:
+    """Runs without hooks that feed a variable."""
+    node = graph["count0"]
+    return lambda: session.run_without_hooks(node, {node: 1})
+
+
+def taking_items(session: MonitoredSession, graph: Graph) -> Callable[[], Awaitable[object]]:
+    """Runs that take an item each."""
+    return lambda: session.run(graph["items"])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        fetching_anew,
+        fetching_functions,
+        fetching_subsets,
+        raw_runs,
+        new_step_functions,
+        failing,
+        without_hooks,
+        taking_items,
+    ],
+)
+async def test_no_kind_of_step_leaves_growth(
+    kind: Callable[[MonitoredSession, Graph], Callable[[], Awaitable[object]]],
+) -> None:
+    """L9: nothing is kept per step, whatever kind of step it is."""
+    with (graph := Graph()):
+        for i in range(16):
+            Variable(0, name=f"count{i}")
+        source(range(1_000_000), name="items")
+
+    async def args(_: object) -> SessionRunArgs:
+        return SessionRunArgs({"count": graph["count1"]})
+
+    async with monitored(graph, Watching("a", [], before_run=args)) as session:
+        assert await growth(kind(session, graph), STEPS) < STEPS / 10
+
+
+async def test_a_loop_leaves_no_growth() -> None:
+    """L9: nothing is kept per step by a loop of many workers."""
+
+    @op
+    async def wait() -> int:
+        await anyio.lowlevel.checkpoint()
+        return 1
+
+    with (graph := Graph()):
+        count = Variable(0, name="count")
+        add = count.assign_add(wait())
+    blocks: list[int] = []
+
+    async def step(ctx: StepContext) -> None:
+        await ctx.run_with_hooks(add)
+        if session.global_step >= 2_000 + len(blocks) * STEPS:
+            blocks.append(allocated())
+        if len(blocks) > 1:
+            ctx.request_stop()
+
+    async with monitored(graph, Watching("a", [])) as session:
+        await session.loop(step, workers=8)
+    assert blocks[1] - blocks[0] < STEPS / 10
