@@ -128,20 +128,17 @@ async def test_an_error_keeps_its_cause_and_context() -> None:
 async def test_two_nodes_failed_at_once() -> None:
     """E1: nodes that failed before the others were cancelled: a group of all of them, each with its note."""
     errors = [Oops("first"), KeyError("second")]
-    both = anyio.Event()
-    waiting: list[int] = []
+    gate = Gate()
 
     @op
     async def fail(i: int) -> None:
-        waiting.append(i)
-        if len(waiting) == 2:
-            both.set()
-        await both.wait()
+        await gate()
         raise errors[i]
 
     with (graph := Graph()):
         nodes = [fail(0), fail(1)]
-    async with monitored(graph) as session:
+    async with monitored(graph) as session, anyio.create_task_group() as group:
+        group.start_soon(gate.open_when_all_wait)  # both wake up in the same turn
         with pytest.raises(ExceptionGroup) as caught:
             await session.run(nodes)
     assert set(leaves(caught.value)) == set(errors)

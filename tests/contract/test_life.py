@@ -667,7 +667,8 @@ async def test_aclose_in_an_end_does_not_deadlock() -> None:
         await session.aclose()
 
     with anyio.fail_after(10):
-        async with monitored(graph, Recorder("a", journal, end=close), Recorder("b", journal)) as session:
+        hooks = [Recorder("a", journal, end=close), Recorder("b", journal)]
+        async with monitored(graph, *hooks, stop_grace_period=1) as session:
             pass
     assert endings(journal) == ["b.end", "a.end"]
 
@@ -681,7 +682,7 @@ async def test_aclose_in_a_step() -> None:
         await session.aclose()
 
     with anyio.fail_after(10):
-        async with monitored(graph) as session:
+        async with monitored(graph, stop_grace_period=1) as session:
             with pytest.raises(SessionClosedError):
                 await session.run_step_fn(close)
     assert session.global_step == 0
@@ -696,7 +697,7 @@ async def test_aclose_in_after_run() -> None:
         await session.aclose()
 
     with anyio.fail_after(10):
-        async with monitored(graph, Recorder("a", journal, after_run=close)) as session:
+        async with monitored(graph, Recorder("a", journal, after_run=close), stop_grace_period=1) as session:
             assert await session.run(add) == 1
     assert endings(journal) == ["a.end"]
     assert session.global_step == 1
