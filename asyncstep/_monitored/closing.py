@@ -13,6 +13,7 @@ takes nodes again. What is not done at the end of the grace period is cancelled,
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import anyio
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("asyncstep")
 
+_within: ContextVar[tuple[Life, ...]] = ContextVar("asyncstep_closing", default=())
+"""The sessions whose closing the running code is part of."""
+
 
 async def close(life: Life, body: BaseException | None) -> tuple[list[BaseException], BaseException | None]:
     """Close a session whose block raised `body`, its own stop taken out.
@@ -40,24 +44,54 @@ async def close(life: Life, body: BaseException | None) -> tuple[list[BaseExcept
 
     Checkpoint: always.
     """
-    closing = _Closing(life, body, life.own_steps())
+    closing = _Closing(life, body)
     life.closing = True
-    meanwhile: BaseException | None = None
+    meanwhile = await _undisturbed(closing.run)
+    # The tracebacks of the errors hold `closing`, which must not hold the errors (contract E5).
+    errors, closing.errors = closing.errors, []
+    closing.body = None
+    return errors, meanwhile
+
+
+async def until_closed(life: Life) -> BaseException | None:
+    """Wait for a closing that another task began; return what reached this task meanwhile, as `close` does.
+
+    What the closing itself waits for (a hook's `end`, a step, a background task) does not wait for it.
+
+    Checkpoint: always.
+    """
+
+    async def wait() -> None:
+        with anyio.CancelScope(shield=True):
+            await life.closed_event.wait()
+
+    needless = life.closed or life in _within.get() or life.own_steps() or life.coord.own_tasks()
+    return await _undisturbed(anyio.lowlevel.checkpoint if needless else wait)
+
+
+async def _undisturbed(work: Callable[[], Awaitable[None]]) -> BaseException | None:
+    """Do shielded work in a child task; return the cancellation or interrupt that reached this task meanwhile.
+
+    Checkpoint: always.
+    """
     try:
         async with anyio.create_task_group() as group:
-            group.start_soon(closing.run)
+            group.start_soon(work)
+        # trio does not cancel a task that waits for its children: a cancellation is seen here.
+        await anyio.lowlevel.checkpoint_if_cancelled()
     except BaseException as error:  # noqa: ASYNC103 - the caller raises it
-        meanwhile = next(leaves(error))
-    return closing.errors, meanwhile
+        return next(leaves(error))
+    return None
 
 
 class _Closing:
     """One closing, in a task of its own."""
 
-    def __init__(self, life: Life, body: BaseException | None, own_steps: int) -> None:
+    def __init__(self, life: Life, body: BaseException | None) -> None:
         self.life = life
         self.body = body
-        self.own_steps = own_steps
+        self.own_steps = life.own_steps()  # what the closing is called from does not wait for itself
+        self.own_tasks = life.coord.own_tasks()
         self.errors: list[BaseException] = []
         self.unfinished: list[str] = []
         self.half = 0.0
@@ -68,6 +102,7 @@ class _Closing:
         now = anyio.current_time()
         self.half, self.deadline = now + self.life.grace / 2, now + self.life.grace
         current.set(None)  # what hooks run from here on is not part of the step that closed the session
+        _within.set((*_within.get(), self.life))
         with anyio.CancelScope(shield=True):
             try:
                 await self._stop_work()
@@ -86,12 +121,12 @@ class _Closing:
         if scope.cancelled_caught:
             logger.warning("closing the session: %d steps are still running and cannot commit", life.in_flight)
         with anyio.CancelScope(deadline=self.half, shield=True):
-            await coord.wait_until_idle()
-        if coord.running:
-            coord.cancel_tasks()
-            with anyio.CancelScope(deadline=self.deadline, shield=True):
-                await coord.wait_until_idle()
-            self.unfinished.extend(f"the background task {name}" for name in coord.running)
+            await coord.wait_until_idle(self.own_tasks)
+        cancelled = coord.cancel_tasks(self.own_tasks)
+        with anyio.CancelScope(deadline=self.deadline, shield=True) as scope:
+            await coord.wait_until_idle(self.own_tasks)
+        if scope.cancelled_caught:
+            self.unfinished.extend(f"the background task {name}" for name in cancelled)
         self.errors.extend(coord.take_errors())
 
     async def _tell_hooks(self) -> None:

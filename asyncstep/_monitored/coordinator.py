@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from asyncstep._monitored.stop import StopReason
 
 logger = logging.getLogger("asyncstep")
+
+_within: ContextVar[tuple[anyio.CancelScope, ...]] = ContextVar("asyncstep_background", default=())
+"""The background tasks, of all sessions, that the running code is part of."""
 
 
 class Coordinator:
@@ -72,23 +76,26 @@ class Coordinator:
 
     async def _run(self, scope: anyio.CancelScope, async_fn: Callable[..., Awaitable[Any]], args: Any) -> None:
         """One background task: its error is kept for the session."""
+        _within.set((*_within.get(), scope))
         try:
             with scope:
                 await async_fn(*args)
         except anyio.get_cancelled_exc_class():
             raise
         except BaseException as error:
-            rest = take_out(error, self._life.session)
-            if rest is not None:
-                self.fail(rest, self._scopes[scope])
+            self.fail(take_out(error, self._life.session), self._scopes[scope])
         finally:
             del self._scopes[scope]
-            if not self._scopes:
-                for event in self._idle_events:
-                    event.set()
+            for event in self._idle_events:
+                event.set()
 
-    def fail(self, error: BaseException, origin: str) -> None:
-        """Keep an error for the session to raise, and stop it; after the closing, log it (contract E3)."""
+    def fail(self, error: BaseException | None, origin: str) -> None:
+        """Keep an error for the session to raise, and stop it; after the closing, log it (contract E3).
+
+        None is what is left of an error in which there was nothing but the session's stop.
+        """
+        if error is None:
+            return
         if self._life.closed:
             logger.error("%s failed after its session was closed", origin, exc_info=error)
             return
@@ -130,9 +137,7 @@ class Coordinator:
         try:
             yield
         except Exception as error:
-            rest = take_out(error, self._life.session)
-            if rest is not None:
-                self.fail(rest, "stop_on_exception")
+            self.fail(take_out(error, self._life.session), "stop_on_exception")
 
     def every(self, seconds: float, async_fn: Callable[..., Awaitable[Any]], *args: Any) -> None:
         """Call a coroutine function every so many seconds, until the stop; late ticks are skipped.
@@ -212,24 +217,24 @@ class Coordinator:
         for event in list(self._stop_events):
             event.set()
 
-    async def wait_until_idle(self) -> None:
-        """Wait until there is no background task. Checkpoint: always."""
-        if not self._scopes:
-            await anyio.lowlevel.checkpoint()
-            return
-        event = anyio.Event()
-        self._idle_events.add(event)
-        try:
-            await event.wait()
-        finally:
-            self._idle_events.discard(event)
+    def own_tasks(self) -> frozenset[anyio.CancelScope]:
+        """The background tasks that the running code is part of; closing does not make them wait for themselves."""
+        return frozenset(_within.get()) & self._scopes.keys()
 
-    def cancel_tasks(self) -> None:
-        """Cancel what has not ended."""
-        for scope in list(self._scopes):
+    async def wait_until_idle(self, but: frozenset[anyio.CancelScope] = frozenset()) -> None:
+        """Wait until there is no background task, apart from some. Checkpoint: always."""
+        await anyio.lowlevel.checkpoint()
+        while self._scopes.keys() - but:
+            event = anyio.Event()
+            self._idle_events.add(event)
+            try:
+                await event.wait()
+            finally:
+                self._idle_events.discard(event)
+
+    def cancel_tasks(self, but: frozenset[anyio.CancelScope] = frozenset()) -> list[str]:
+        """Cancel what has not ended, apart from some; return the names."""
+        scopes = self._scopes.keys() - but
+        for scope in scopes:
             scope.cancel()
-
-    @property
-    def running(self) -> list[str]:
-        """The names of the tasks that have not ended."""
-        return list(self._scopes.values())
+        return [self._scopes[scope] for scope in scopes]

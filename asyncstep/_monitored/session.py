@@ -9,7 +9,7 @@ import anyio
 
 from asyncstep._graph.graph import GLOBAL_STEP, Graph, get_default_graph
 from asyncstep._graph.variable import create_global_step
-from asyncstep._monitored.closing import close
+from asyncstep._monitored.closing import close, until_closed
 from asyncstep._monitored.creators import ChiefSessionCreator, Scaffold, SessionCreator
 from asyncstep._monitored.hook import ALL, HookTable, checked_hooks
 from asyncstep._monitored.life import Life
@@ -100,9 +100,12 @@ class MonitoredSession:
             self._note_reason(error)
             errors, meanwhile = await close(life, error)
             final = outcome(_weigh(error, meanwhile, errors), errors, anyio.get_cancelled_exc_class())
-            if final is not None and final is not error:
-                raise_as_is(final)
-            raise
+            try:
+                if final is not None and final is not error:
+                    raise_as_is(final)
+                raise
+            finally:
+                del final, meanwhile, errors
         return self
 
     async def __aexit__(
@@ -116,8 +119,8 @@ class MonitoredSession:
         meanwhile: BaseException | None = None
         if not life.closing:
             errors, meanwhile = await close(life, rest)
-        elif not life.closed:
-            meanwhile = await _until_closed(life)
+        else:
+            meanwhile = await until_closed(life)
         final = outcome(_weigh(rest, meanwhile, errors), errors, anyio.get_cancelled_exc_class())
         absorbed = error is not None and final is None
         expected = self._entered_with + (cancels_of_task_groups(error) if absorbed and error is not None else 0)
@@ -137,13 +140,9 @@ class MonitoredSession:
         if not life.opened and not life.closing:
             raise life.not_open()
         if life.closing:
-            await anyio.lowlevel.checkpoint()
-            if not life.closed and not life.own_steps():
-                meanwhile = await _until_closed(life)
-                if meanwhile is not None:
-                    raise_as_is(meanwhile)
-            return
-        errors, meanwhile = await close(life, None)
+            errors, meanwhile = [], await until_closed(life)
+        else:
+            errors, meanwhile = await close(life, None)
         final = outcome(_weigh(None, meanwhile, errors), errors, anyio.get_cancelled_exc_class())
         try:
             if final is not None:
@@ -336,15 +335,6 @@ async def _open(life: Life) -> None:
     for hook in life.hooks:
         await hook.after_create_session(life.raw, life.coord)
     life.opened = True
-
-
-async def _until_closed(life: Life) -> BaseException | None:
-    """Wait for a closing that another task began; return what interrupted the wait."""
-    try:
-        await life.closed_event.wait()
-    except BaseException as error:  # noqa: ASYNC103 - the caller raises it
-        return error
-    return None
 
 
 def _weigh(
