@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
@@ -16,7 +17,7 @@ from asyncstep.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
 
     from asyncstep._graph.node import Node
@@ -152,6 +153,15 @@ class Graph:
                 f"{self.described} is finalized, so {what} cannot be added to it;"
                 " build the graph before the session is opened (or in a hook's begin)"
             )
+
+    @contextmanager
+    def unlocked(self) -> Iterator[None]:
+        """Inside the block the graph takes nodes although it is finalized: for its global step."""
+        closed, self._closed_for_good = self._closed_for_good, False
+        try:
+            yield
+        finally:
+            self._closed_for_good = closed
 
     def hold(self) -> None:
         """An open session finalizes the graph; each `hold` needs one `release`."""

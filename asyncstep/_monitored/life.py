@@ -35,7 +35,7 @@ class Life:
         raw: the raw session of the present incarnation; None before the first.
         began: the hooks whose `begin` was called.
         in_flight: how many steps are under way, or wait for their next attempt.
-        opened, closing, closed: where in its life the session is.
+        entered, opened, closing, closed: where in its life the session is.
         sealed: whether steps can no longer commit.
         turn: the worker that has begun a step most recently.
     """
@@ -66,6 +66,7 @@ class Life:
         self.recovering: anyio.Lock = anyio.Lock()
         self.in_flight: int = 0
         self.counts_steps = True
+        self.entered = False
         self.opened = False
         self.closing = False
         self.closed: bool = False
@@ -77,6 +78,14 @@ class Life:
         self._holds_graph = False
         self._idle: anyio.Event | None = None
         self._tables: dict[tuple[int, ...], HookTable] = {}
+
+    def begin_opening(self) -> None:
+        """Raise SessionClosedError if the session was opened before (contract L1)."""
+        if self.closing:
+            raise SessionClosedError("the session is closed, and a session is opened once; make a new one")
+        if self.entered:
+            raise SessionClosedError("the session is open already, and a session is opened once; make a new one")
+        self.entered = True
 
     def check_open(self) -> None:
         """Raise SessionClosedError unless steps may be run."""

@@ -91,8 +91,7 @@ class MonitoredSession:
     async def __aenter__(self) -> Self:
         """Open the session (contract L2, L3). Checkpoint: always."""
         life = self._life
-        if life.opened or life.closing or life.began or life.raw is not None:
-            raise SessionClosedError("a session is opened once; make a new one")
+        life.begin_opening()
         self._entered_with = native_cancels()
         try:
             await _open(life)
@@ -327,7 +326,8 @@ async def _open(life: Life) -> None:
             life.began.append(hook)
             await hook.begin()
     if GLOBAL_STEP not in life.graph.variables:
-        create_global_step(life.graph)
+        with life.graph.unlocked():
+            create_global_step(life.graph)
     life.hold_graph()
     life.counts_steps = not life.graph.steps_itself
     life.table = HookTable(life.hooks)
