@@ -139,6 +139,27 @@ async def test_an_open_session_is_not_opened_again() -> None:
     assert "a.on_session_error" not in journal
 
 
+async def test_two_tasks_open_one_session() -> None:
+    """L1: of two tasks that open a session at the same time, one is refused, and nothing happens twice."""
+    graph, _, _ = a_counter()
+    journal: list[str] = []
+    session = MonitoredSession(RecordingCreator(graph, journal), [Recorder("a", journal)])
+    refused: list[SessionClosedError] = []
+
+    async def open_it() -> None:
+        try:
+            await session.__aenter__()
+        except SessionClosedError as error:
+            refused.append(error)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(open_it)
+        group.start_soon(open_it)
+    await session.aclose()
+    assert len(refused) == 1
+    assert journal == ["a.begin", "create", "a.after_create_session", "a.end"]
+
+
 # L2: hooks and opening
 
 
@@ -606,6 +627,19 @@ async def test_an_error_after_aclose() -> None:
             raise error
     assert caught.value is error
     assert endings(journal) == ["a.end"]
+
+
+async def test_an_error_under_a_cancelled_scope_after_aclose() -> None:
+    """L5, C1: an error of the body after aclose() leaves, also when the scope around is cancelled."""
+    graph, _, _ = a_counter()
+    error = Oops("late")
+    with pytest.raises(Oops) as caught:
+        with anyio.CancelScope() as scope:
+            async with monitored(graph) as session:
+                await session.aclose()
+                scope.cancel()
+                raise error
+    assert caught.value is error
 
 
 async def test_aclose_from_many_tasks() -> None:
