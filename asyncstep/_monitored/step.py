@@ -245,7 +245,7 @@ async def _failed(
     """Roll back; tell the hooks that were told of the run (contract R4)."""
     if any(ends(leaf) for leaf in leaves(error)):
         life.data_ended(error)
-    transaction.roll_back(fate_of(life, error, number, raw))
+    _roll_back(life, transaction, error, number, raw)
     if context is None:
         return
     later: list[BaseException] = []
@@ -311,12 +311,14 @@ def _most_urgent(errors: list[BaseException], cancelled: type[BaseException]) ->
     return failures[0] if len(failures) == 1 else BaseExceptionGroup("several hooks failed in after_run", failures)
 
 
-def fate_of(life: Life, error: BaseException, attempt: int, raw: Session) -> Fate:
-    """What becomes of the items of a step that raised this (contract D1)."""
+def _roll_back(life: Life, transaction: Transaction, error: BaseException, attempt: int, raw: Session) -> None:
+    """Roll back what raised an error, if it has not committed; its items are given again or parked (contract D1).
+
+    A run inside a step function is not what is retried: its items wait until the step has ended.
+    """
     rest = take_out(error, life.session)
-    if rest is None or not isinstance(rest, Exception) or may_retry(life, rest, attempt, raw):
-        return Fate.GIVE_AGAIN
-    return Fate.PARK
+    retried = transaction.parent is None and rest is not None and may_retry(life, rest, attempt, raw)
+    transaction.roll_back(Fate.PARK if isinstance(rest, Exception) and not retried else Fate.GIVE_AGAIN)
 
 
 async def run_with_retries(life: Life, call: RunCall) -> Any:
@@ -505,14 +507,16 @@ async def _attempt_step_fn(
     current.set(transaction)
     try:
         try:
-            result = await step_fn(context, *args)
+            try:
+                result = await step_fn(context, *args)
+            except BaseException as error:
+                if context.asked_to_stop and take_out(error, life.session) is None and not _is_end_of_data(error, life):
+                    _commit_rest(transaction)  # contract T3
+                raise
             _commit_rest(transaction)
             return result
         except BaseException as error:
-            if context.asked_to_stop and take_out(error, life.session) is None and not _is_end_of_data(error, life):
-                _commit_rest(transaction)  # contract T3
-            else:
-                transaction.roll_back(fate_of(life, error, number, raw))
+            _roll_back(life, transaction, error, number, raw)
             raise
     finally:
         current.set(before)
