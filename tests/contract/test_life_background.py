@@ -313,11 +313,10 @@ def new_step_functions(session: MonitoredSession, graph: Graph) -> Callable[[], 
 
 
 def failing(session: MonitoredSession, graph: Graph) -> Callable[[], Awaitable[object]]:
-    """Runs that fail, each with the same error."""
-    error = Oops("always the same")
+    """Runs that fail, each with an error of its own (one that is raised again keeps all of its tracebacks)."""
 
     async def fail() -> None:
-        raise error
+        raise Oops("again")
 
     async def run() -> None:
         with pytest.raises(Oops):

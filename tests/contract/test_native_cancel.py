@@ -6,6 +6,7 @@ wait_for and TaskGroup, which know nothing of anyio's scopes and shields."""
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
@@ -562,7 +563,8 @@ async def test_a_stop_in_a_child_of_a_step(uses_hooks: bool) -> None:
     assert reason is not None
     assert reason.message == "child"
     assert session.global_step == (1 if uses_hooks else 0)
-    assert this_task().cancelling() == 0
+    if sys.version_info >= (3, 13):  # before, a TaskGroup leaves its own cancel behind (python/cpython#116720)
+        assert this_task().cancelling() == 0
 
 
 async def test_a_stop_and_an_error_in_children() -> None:
