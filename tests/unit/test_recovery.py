@@ -42,9 +42,7 @@ def test_a_wait_is_never_longer_than_the_most() -> None:
     assert [recovery.wait(attempt, most) for attempt in (1, 2, 3, 10_000)] == [1.5, 2.5, 3.0, 3.0]
 
 
-@given(
-    st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1e6), st.integers(1, 10**9), st.integers(0, 2**32)
-)
+@given(st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1e6), st.integers(1, 10**9), st.integers(0, 2**32))
 def test_every_wait_is_within_its_bounds(
     initial: float, most_of_all: float, jitter: float, attempt: int, seed: int
 ) -> None:

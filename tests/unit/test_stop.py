@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given
@@ -23,12 +24,18 @@ from asyncstep._monitored.stop import (
 )
 from asyncstep.errors import make_stop
 
+T = TypeVar("T")
 OWN, OTHER = object(), object()
 REASON = StopReason(StopKind.REQUESTED, "enough", "a test")
 
 
 class Cancelled(BaseException):
     """Stands for the event loop's cancellation."""
+
+
+def make(maker: Callable[[], T]) -> T:
+    """A new exception for each example."""
+    return maker()
 
 
 def end_of_data(session: object) -> OutOfRangeError:
@@ -46,7 +53,7 @@ def raised(error: BaseException, context: BaseException | None = None) -> BaseEx
         try:
             raise context
         except BaseException:
-            raise error
+            raise error  # noqa: B904 - its context is what is wanted
     except BaseException as caught:
         return caught
 
@@ -62,15 +69,17 @@ LEAVES = st.sampled_from(
         lambda: end_of_data(None),
         lambda: ValueError("real"),
         lambda: KeyError("real"),
-        lambda: Cancelled(),
-        lambda: KeyboardInterrupt(),
+        Cancelled,
+        KeyboardInterrupt,
     ]
-).map(lambda make: make())
+).map(make)
 NOTES = st.lists(st.sampled_from(["one note", "another note"]), max_size=2)
-CAUSES = st.sampled_from([lambda: None, lambda: RuntimeError("why")]).map(lambda make: make())
+CAUSES = st.sampled_from([None, RuntimeError("why")])
 
 
-def dressed(error: BaseException, notes: list[str], cause: BaseException | None, context: bool) -> BaseException:
+def dressed(
+    error: BaseException, notes: list[str], cause: BaseException | None, context: bool
+) -> BaseException:
     """The error with notes, a cause or none, a traceback, and a context or none."""
     for note in notes:
         error.add_note(note)
@@ -139,7 +148,9 @@ def test_exactly_the_own_ends_are_taken_out(error: BaseException) -> None:
     """S6: every other leaf is left, as the same object, in the same order; nothing is left of nothing."""
     expected = kept_leaves(error)
     rest = take_out(error, OWN)
-    assert [id(leaf) for leaf in (leaves(rest) if rest is not None else ())] == [id(leaf) for leaf in expected]
+    assert [id(leaf) for leaf in (leaves(rest) if rest is not None else ())] == [
+        id(leaf) for leaf in expected
+    ]
 
 
 @given(EXCEPTIONS)
@@ -201,7 +212,7 @@ def test_a_group_of_a_users_class_stays_of_that_class() -> None:
     """S6: what is left is derived from the group, as `except*` would."""
 
     class Mine(ExceptionGroup[Exception]):
-        def derive(self, excs: Any) -> Mine:
+        def derive(self, excs: Any) -> Any:
             return Mine(self.message, excs)
 
     rest = take_out(Mine("mine", [end_of_data(OWN), ValueError("1"), ValueError("2")]), OWN)
@@ -233,13 +244,17 @@ def test_an_own_end_is_told_by_identity() -> None:
 
 # Who wins
 
-BODIES = st.sampled_from(
-    [lambda: None, lambda: ValueError("body"), lambda: Cancelled(), lambda: KeyboardInterrupt("body")]
-).map(lambda make: make())
+BODY_MAKERS: list[Callable[[], BaseException | None]] = [
+    lambda: None,
+    lambda: ValueError("body"),
+    Cancelled,
+    lambda: KeyboardInterrupt("body"),
+]
+BODIES = st.sampled_from(BODY_MAKERS).map(make)
 CLOSING_ERRORS = st.lists(
     st.sampled_from(
-        [lambda: ValueError("closing"), lambda: KeyError("closing"), lambda: SystemExit(1), lambda: Cancelled()]
-    ).map(lambda make: make()),
+        [lambda: ValueError("closing"), lambda: KeyError("closing"), lambda: SystemExit(1), Cancelled]
+    ).map(make),
     max_size=3,
 )
 
