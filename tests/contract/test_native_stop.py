@@ -72,7 +72,7 @@ async def failing_when_cancelled(error: BaseException) -> None:
 
 
 async def test_stops_of_task_group_children_are_absorbed() -> None:
-    """S6, C2: steps that stop in an `asyncio.TaskGroup` of the body end the block, and nothing is cancelled."""
+    """S6, C2: steps that stop in an `asyncio.TaskGroup` of the body end it, and nothing is cancelled."""
     async with Counting().session as session, asyncio.TaskGroup() as group:
         group.create_task(session.run_step_fn(stopping))
         group.create_task(session.run_step_fn(stopping))

@@ -7,8 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from asyncstep import AbortedError, InvalidArgumentError, Recovery, StopRequested, UnavailableError
 from asyncstep.errors import InvalidTypeError, make_stop

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from asyncstep import OutOfRangeError, StopKind, StopReason, StopRequested
 from asyncstep._monitored.stop import (
