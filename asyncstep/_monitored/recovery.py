@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
-from asyncstep._monitored.stop import StopKind, leaves
+from asyncstep._monitored.stop import StopKind, is_own_end, leaves
 from asyncstep._runtime.session import Session
 from asyncstep._runtime.state import SupersededError, add_note_once
 from asyncstep.errors import (
@@ -105,7 +105,7 @@ def is_transient(life: Life, error: BaseException, raw: Session) -> bool:
     """Whether an error is one that a retry may cure, an attempt on a lost raw session included."""
     recovery = life.recovery
     return recovery is not None and all(
-        isinstance(leaf, (*recovery.on, SupersededError))
+        (isinstance(leaf, (*recovery.on, SupersededError)) and not is_own_end(leaf, life.session))
         or (isinstance(leaf, SessionClosedError) and leaf.session in (raw, raw.store) and not raw.intact)
         for leaf in leaves(error)
     )
