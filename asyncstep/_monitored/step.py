@@ -54,9 +54,10 @@ class RunCall:
     Attributes:
         committed: whether the step is done: an error that comes then is one of `after_run`.
         result: what the caller gets, once committed.
+        final_errors: those of the transaction of the last attempt, if it failed.
     """
 
-    __slots__ = ("committed", "feeds", "fetches", "metadata", "options", "result", "table", "worker")
+    __slots__ = ("committed", "feeds", "fetches", "final_errors", "metadata", "options", "result", "table", "worker")
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class RunCall:
         self.worker: int = worker
         self.committed: bool = False
         self.result: Any = None
+        self.final_errors: tuple[BaseException, ...] = ()
 
 
 async def attempt_run(life: Life, call: RunCall, number: int, step: Transaction | None, raw: Session) -> Any:
@@ -102,6 +104,8 @@ async def attempt_run(life: Life, call: RunCall, number: int, step: Transaction 
                         values = await _evaluate_with_hooks(call, raw, transaction, context, scope)
             step_number = transaction.commit(GLOBAL_STEP)  # there is no await in it (contract R1e)
         except BaseException as error:
+            if isinstance(error, Exception):
+                call.final_errors = transaction.final_errors
             await _failed(life, call, transaction, raw, number, context, error)
             raise
         call.committed = True
@@ -121,6 +125,8 @@ async def attempt_run(life: Life, call: RunCall, number: int, step: Transaction 
     finally:
         current.set(before)
         transaction.owner = None
+        if transaction.final_errors:
+            transaction.final_errors = ()
 
 
 async def _evaluate_alone(call: RunCall, raw: Session, transaction: Transaction) -> HookValues | None:
@@ -338,7 +344,9 @@ async def run_with_retries(life: Life, call: RunCall) -> Any:
                     if await _recovered_after_commit(life, error, raw):
                         return call.result
                     raise
-                if not await _retried(life, error, number, raw):
+                final = _is_final(error, call.final_errors)
+                call.final_errors = ()
+                if final or not await _retried(life, error, number, raw):
                     raise
             number += 1
     finally:
@@ -353,6 +361,14 @@ async def _recovered_after_commit(life: Life, error: Exception, raw: Session) ->
     logger.warning("a hook failed after the commit because the session is lost: %r", error)
     await recover(life, raw, error)
     return True
+
+
+def _is_final(error: BaseException, final_errors: tuple[BaseException, ...]) -> bool:
+    """Whether it is, or has in it, an error that no retry may take for a failure of the step.
+
+    Contract V6, E4: what the step had done is committed, or the error is that of a background task.
+    """
+    return any(leaf is final for final in final_errors for leaf in leaves(error))
 
 
 async def _retried(life: Life, error: Exception, number: int, raw: Session) -> bool:
@@ -406,6 +422,7 @@ class StepContext:
         try:
             return await attempt_run(life, call, self.attempt, transaction, self.session)
         except Exception as error:
+            call.final_errors = ()  # the step has them, too
             if call.committed:
                 transaction.final_errors += tuple(leaves(error))
             raise
@@ -482,9 +499,8 @@ async def run_step_fn(life: Life, step_fn: Callable[..., Awaitable[Any]], args: 
                 raw.check_open()
                 return await _attempt_step_fn(life, raw, transaction, step_fn, args, number, worker)
             except Exception as error:
-                if any(leaf is final for leaf in leaves(error) for final in transaction.final_errors):
-                    raise  # contract V6, E4: what the step had done is committed, or the error is not its own
-                if not await _retried(life, error, number, raw):
+                final = _is_final(error, transaction.final_errors)
+                if final or not await _retried(life, error, number, raw):
                     raise
             finally:
                 transaction.final_errors = ()
