@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from asyncstep._monitored.stop import StopKind, name_of, take_out
 from asyncstep.errors import InvalidArgumentError, InvalidTypeError, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from anyio.abc import TaskGroup
 
@@ -38,7 +38,7 @@ class Coordinator:
     def __init__(self, life: Life, group: TaskGroup | None) -> None:
         self._life = life
         self._given_group = group
-        self._loop_group: TaskGroup | None = None
+        self._loop_groups: list[TaskGroup] = []
         self._scopes: dict[anyio.CancelScope, str] = {}
         self._stopping = False
         self._stop_events: set[anyio.Event] = set()
@@ -57,7 +57,7 @@ class Coordinator:
         """
         if self._life.sealed:
             raise self._life.not_open()
-        group = self._given_group or self._loop_group
+        group = self._given_group or next(reversed(self._loop_groups), None)
         if group is None:
             raise RuntimeError(
                 "a background task needs a task group: give one to the session, as"
@@ -194,14 +194,14 @@ class Coordinator:
         """Whether there are errors that nobody has raised yet."""
         return bool(self._errors)
 
-    @property
-    def loop_group(self) -> TaskGroup | None:
-        """The group that `session.loop` opens, as long as it is open."""
-        return self._loop_group
-
-    @loop_group.setter
-    def loop_group(self, group: TaskGroup | None) -> None:
-        self._loop_group = group
+    @contextmanager
+    def running_in(self, group: TaskGroup) -> Iterator[None]:
+        """Within the block, tasks may run in this group, which a loop has opened."""
+        self._loop_groups.append(group)
+        try:
+            yield
+        finally:
+            self._loop_groups.remove(group)
 
     @property
     def tasks_end_with_loop(self) -> bool:

@@ -30,15 +30,12 @@ async def loop(life: Life, step_fn: Callable[..., Awaitable[Any]], args: tuple[A
     entered_with = native_cancels()
     crew = _Crew(life, step_fn, args, workers)
     meanwhile: BaseException | None = None
-    group_before = life.coord.loop_group
     try:
         async with anyio.create_task_group() as group:
-            life.coord.loop_group = group
-            await crew.work(group)
+            with life.coord.running_in(group):
+                await crew.work(group)
     except BaseException as error:  # noqa: ASYNC103 - raised below, where it is weighed against the errors
         meanwhile = next(leaves(error))
-    finally:
-        life.coord.loop_group = group_before
     final = outcome(meanwhile or crew.cancellation, crew.take_errors(), anyio.get_cancelled_exc_class())
     meanwhile = None
     if final is not None:
