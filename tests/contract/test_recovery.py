@@ -29,6 +29,7 @@ from asyncstep import (
     StopRequested,
     UnavailableError,
     Variable,
+    source,
 )
 
 pytestmark = pytest.mark.anyio
@@ -204,6 +205,22 @@ async def test_a_stop_beside_a_recoverable_error_is_not_run_again() -> None:
         async with made.session as session:
             await session.run_step_fn(step)
     assert caught.value is error
+    assert calls == [1]
+
+
+async def test_the_end_of_the_data_is_not_run_again() -> None:
+    """V1, S7: it is no failure, also where `recovery.on` covers every Exception."""
+    made = Counting(Recovery(on=(Exception,), wait_initial=0.0, jitter=0.0))
+    with made.graph:
+        items = source([], name="items")
+    calls: list[int] = []
+
+    async def step(ctx: StepContext) -> None:
+        calls.append(ctx.attempt)
+        await ctx.run_with_hooks(items)
+
+    async with entire(made.session) as session:
+        await session.loop(step)
     assert calls == [1]
 
 
@@ -600,6 +617,24 @@ async def test_a_background_error_met_by_a_step_is_not_retried() -> None:
         async with made.session as session:
             await session.run_step_fn(step)
     assert caught.value is error
+
+
+async def test_a_background_error_met_by_a_run_inside_a_run_is_not_retried() -> None:
+    """V6, E4: here a run of an op's own met it; the run around it is not repeated for it either."""
+    made = Counting()
+    error = UnavailableError("in the background")
+    calls: list[int] = []
+
+    async def fetch() -> None:
+        calls.append(1)
+        made.watcher.coord.request_stop(error)
+        await made.session.run(made.bump)
+
+    with pytest.raises(UnavailableError) as caught:
+        async with made.session as session:
+            await session.run(fetch)
+    assert caught.value is error
+    assert calls == [1]
 
 
 class LosingAfterRun(SessionRunHook):

@@ -22,6 +22,7 @@ from asyncstep import (
     SessionRunHook,
     StepContext,
     StopRequested,
+    source,
 )
 from asyncstep.errors import InvalidTypeError
 
@@ -115,6 +116,48 @@ async def test_a_background_task_runs_in_the_group_of_a_loop() -> None:
         assert ended == [True]
         with pytest.raises(RuntimeError, match="task_group"):
             keeper.coord.start_soon(task)
+
+
+async def test_background_tasks_run_in_the_group_of_any_open_loop() -> None:
+    """L8: of two loops, the one that ends first does not take the group of the other away."""
+    keeper = Keeper()
+    second_runs, first_is_over = anyio.Event(), anyio.Event()
+    ran: list[bool] = []
+
+    async def task() -> None:
+        ran.append(True)
+
+    async def first(ctx: StepContext) -> None:
+        await second_runs.wait()
+
+    async def run_first() -> None:
+        await session.loop(first)
+        first_is_over.set()
+
+    async def second(ctx: StepContext) -> None:
+        session.request_stop("enough")
+        second_runs.set()
+        await first_is_over.wait()
+        keeper.coord.start_soon(task)
+
+    session = MonitoredSession(ChiefSessionCreator(graph=Graph()), hooks=[keeper])
+    async with session, anyio.create_task_group() as group:
+        group.start_soon(run_first)
+        await anyio.wait_all_tasks_blocked()
+        await session.loop(second)
+    assert ran == [True]
+
+
+async def test_a_group_that_refuses_a_task_leaves_none_behind() -> None:
+    """L8: the error is the group's, and closing does not wait for a task that never was."""
+    keeper = Keeper()
+    async with anyio.create_task_group() as group:
+        pass
+    creator = ChiefSessionCreator(graph=Graph())
+    async with MonitoredSession(creator, hooks=[keeper], task_group=group):
+        with pytest.raises(RuntimeError):
+            keeper.coord.start_soon(anyio.sleep_forever)
+        await keeper.coord.join()
 
 
 async def test_a_background_task_is_a_function() -> None:
@@ -436,6 +479,19 @@ async def test_stop_on_exception_does_nothing_without_one() -> None:
         async with coord.stop_on_exception():
             await session.run([])
         assert session.should_stop() is False
+
+
+async def test_stop_on_exception_keeps_no_end_of_data() -> None:
+    """S7: the end of the session's data is a stop already, and no error."""
+    keeper = Keeper()
+    graph = Graph()
+    with graph:
+        items = source([], name="items")
+    async with MonitoredSession(ChiefSessionCreator(graph=graph), hooks=[keeper]) as session:
+        async with keeper.coord.stop_on_exception():
+            await session.run(items)
+    assert session.stop_reason is not None
+    assert session.stop_reason.kind == "end_of_data"
 
 
 async def test_stop_on_exception_absorbs_no_interrupt() -> None:
