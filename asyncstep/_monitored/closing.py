@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import logging
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from asyncstep._monitored.stop import leaves
+from asyncstep._monitored.stop import keep_errors, leaves
 from asyncstep._runtime.session import Session
 from asyncstep._runtime.state import current
 from asyncstep.errors import DeadlineExceededError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from asyncstep._monitored.hook import SessionRunHook
     from asyncstep._monitored.life import Life
@@ -46,10 +46,10 @@ async def close(life: Life, body: BaseException | None) -> tuple[list[BaseExcept
     """
     closing = _Closing(life, body)
     life.closing = True
-    meanwhile = await _undisturbed(closing.run)
+    meanwhile = await _undisturbed(closing.run) or closing.cancellation
     # The tracebacks of the errors hold `closing`, which must not hold the errors (contract E5).
     errors, closing.errors = closing.errors, []
-    closing.body = None
+    closing.body = closing.cancellation = None
     return errors, meanwhile
 
 
@@ -69,8 +69,8 @@ async def until_closed(life: Life) -> BaseException | None:
     return await _undisturbed(anyio.lowlevel.checkpoint if needless else wait)
 
 
-async def _undisturbed(work: Callable[[], Awaitable[None]]) -> BaseException | None:
-    """Do shielded work in a child task; return the cancellation or interrupt that reached this task meanwhile.
+async def _undisturbed(work: Callable[[], Coroutine[Any, Any, None]]) -> BaseException | None:
+    """Do shielded work in a child task; return the cancellation or interrupt that came to this task meanwhile.
 
     Checkpoint: always.
     """
@@ -93,6 +93,7 @@ class _Closing:
         self.own_steps = life.own_steps()  # what the closing is called from does not wait for itself
         self.own_tasks = life.coord.own_tasks()
         self.errors: list[BaseException] = []
+        self.cancellation: BaseException | None = None
         self.unfinished: list[str] = []
         self.half = 0.0
         self.deadline = 0.0
@@ -104,20 +105,22 @@ class _Closing:
         current.set(None)  # what hooks run from here on is not part of the step that closed the session
         _within.set((*_within.get(), self.life))
         with anyio.CancelScope(shield=True):
-            try:
-                await self._stop_work()
-                await self._tell_hooks()
-                await self._close_raw()
-            finally:
-                self._finish()
+            for part in (self._stop_work, self._tell_hooks, self._close_raw):
+                try:
+                    await part()
+                except anyio.get_cancelled_exc_class() as error:
+                    self.cancellation = error  # a native cancel of this very task, by `asyncio.Runner.close`
+            self._finish()
 
     async def _stop_work(self) -> None:
         """Let steps and background tasks end; from here on nothing can commit but the hooks."""
         life, coord = self.life, self.life.coord
         coord.stop_tasks()
-        with anyio.CancelScope(deadline=self.half, shield=True) as scope:
-            await life.wait_for_steps(self.own_steps)
-        life.sealed = True
+        try:
+            with anyio.CancelScope(deadline=self.half, shield=True) as scope:
+                await life.wait_for_steps(self.own_steps)
+        finally:
+            life.sealed = True
         if scope.cancelled_caught:
             logger.warning("closing the session: %d steps are still running and cannot commit", life.in_flight)
         with anyio.CancelScope(deadline=self.half, shield=True):
@@ -153,16 +156,19 @@ class _Closing:
 
     async def _bounded(self, name: str, call: Callable[..., Awaitable[object]], *args: object) -> None:
         """Call something of the closing: until the deadline, and whatever it raises is kept."""
+        overdue = False
         with anyio.CancelScope(deadline=self.deadline, shield=True) as scope:
             try:
                 await call(*args)
-            except anyio.get_cancelled_exc_class() as error:
-                if not scope.cancel_called:
-                    self.errors.append(error)
-                raise
-            except BaseException as error:  # noqa: ASYNC103 - raised by the session when all is closed
-                self.errors.append(error)
-        if scope.cancelled_caught:
+            except BaseException as error:
+                overdue = scope.cancel_called
+                try:
+                    keep_errors(error, anyio.get_cancelled_exc_class(), self.errors.append)
+                except anyio.get_cancelled_exc_class() as cancellation:
+                    if overdue:
+                        raise
+                    self.cancellation = cancellation  # of a task that a hook awaited, say; raised at the end
+        if overdue:
             self.unfinished.append(name)
 
     def _finish(self) -> None:

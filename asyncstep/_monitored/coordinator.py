@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from asyncstep._monitored.stop import StopKind, name_of, take_out
+from asyncstep._monitored.stop import (
+    StopKind,
+    is_interrupt,
+    keep_errors,
+    leaves,
+    name_of,
+    raise_as_is,
+    take_out,
+)
 from asyncstep.errors import InvalidArgumentError, InvalidTypeError, kind_of
 
 if TYPE_CHECKING:
@@ -80,14 +88,19 @@ class Coordinator:
         try:
             with scope:
                 await async_fn(*args)
-        except anyio.get_cancelled_exc_class():
-            raise
         except BaseException as error:
-            self.fail(take_out(error, self._life.session), self._scopes[scope])
+            keep_errors(error, anyio.get_cancelled_exc_class(), lambda each: self._failed(each, scope))
         finally:
             del self._scopes[scope]
             for event in self._idle_events:
                 event.set()
+
+    def _failed(self, error: BaseException, scope: anyio.CancelScope) -> None:
+        if any(is_interrupt(leaf) for leaf in leaves(error)):
+            # Nobody may ever ask for it here: it ends the program, by way of the task group (contract C5).
+            self._life.request_stop(StopKind.SIGNAL, repr(error), self._scopes[scope])
+            raise_as_is(error)
+        self.fail(take_out(error, self._life.session), self._scopes[scope])
 
     def fail(self, error: BaseException | None, origin: str) -> None:
         """Keep an error for the session to raise, and stop it; after the closing, log it (contract E3).

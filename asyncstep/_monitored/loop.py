@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from asyncstep._monitored.step import check_step_fn, run_step_fn
-from asyncstep._monitored.stop import StopKind, is_interrupt, leaves, name_of, outcome, raise_as_is, take_out
-from asyncstep._runtime.pace import native_cancels
+from asyncstep._monitored.stop import (
+    StopKind,
+    is_interrupt,
+    keep_errors,
+    leaves,
+    name_of,
+    outcome,
+    raise_as_is,
+    take_out,
+)
+from asyncstep._runtime.pace import NativeCancels
 from asyncstep.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -27,7 +36,7 @@ async def loop(life: Life, step_fn: Callable[..., Awaitable[Any]], args: tuple[A
         raise InvalidArgumentError(f"workers must be an int of at least 1, not {workers!r}")
     check_step_fn(step_fn, args)
     life.check_open()
-    entered_with = native_cancels()
+    entered_with = NativeCancels()
     crew = _Crew(life, step_fn, args, workers)
     meanwhile: BaseException | None = None
     try:
@@ -46,13 +55,13 @@ async def loop(life: Life, step_fn: Callable[..., Awaitable[Any]], args: tuple[A
     await after_absorbing(entered_with)
 
 
-async def after_absorbing(entered_with: int) -> None:
+async def after_absorbing(entered_with: NativeCancels, but: int = 0) -> None:
     """What follows the absorption of a stop: no cancellation may be lost with it (contract C2).
 
-    Checkpoint: always.
+    `but` native cancels are known to be no cancellations. Checkpoint: always.
     """
     await anyio.lowlevel.checkpoint()
-    if native_cancels() > entered_with:
+    if entered_with.have_grown(but):
         raise anyio.get_cancelled_exc_class()()
 
 
@@ -110,13 +119,14 @@ class _Crew:
                 await run_step_fn(life, self.step_fn, self.args, index)
                 if life.turn == index and self.size > 1:
                     await anyio.lowlevel.checkpoint()  # nobody else has had a turn (contract W3)
-        except cancelled as error:
-            if not scope.cancel_called and self.cancellation is None:
-                self.cancellation = error
-                self.wake.set()
-            raise
         except BaseException as error:
-            self._failed(error, scope)
+            try:
+                keep_errors(error, cancelled, lambda each: self._failed(each, scope))
+            except cancelled as cancellation:
+                if not scope.cancel_called and self.cancellation is None:
+                    self.cancellation = cancellation
+                    self.wake.set()
+                raise
         finally:
             self.working.discard(index)
             if not self.working:

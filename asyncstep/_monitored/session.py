@@ -23,9 +23,17 @@ from asyncstep._monitored.step import (
     run_step_fn,
     run_with_retries,
 )
-from asyncstep._monitored.stop import StopKind, StopReason, is_interrupt, outcome, raise_as_is, take_out
+from asyncstep._monitored.stop import (
+    StopKind,
+    StopReason,
+    is_cancellation,
+    is_interrupt,
+    outcome,
+    raise_as_is,
+    take_out,
+)
 from asyncstep._runtime.options import RunMetadata, RunOptions, check_options
-from asyncstep._runtime.pace import Pace, cancels_of_task_groups, native_cancels
+from asyncstep._runtime.pace import NativeCancels, Pace, cancels_of_task_groups
 from asyncstep._runtime.typed import typed_run
 from asyncstep.errors import (
     InvalidArgumentError,
@@ -41,9 +49,9 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
+    from asyncstep._graph.node import Node
     from asyncstep._monitored.hook import SessionRunHook
     from asyncstep._runtime.session import Session
-    from asyncstep._graph.node import Node
     from asyncstep._runtime.state import SourceState
 
 T = TypeVar("T")
@@ -86,13 +94,13 @@ class MonitoredSession:
         if not isinstance(recovery, Recovery):
             raise InvalidTypeError(f"recovery must be a Recovery, not {kind_of(recovery)}")
         self._life = _new_life(self, creator, hooks, stop_grace_period, recovery, task_group)
-        self._entered_with = 0
+        self._entered_with = NativeCancels()
 
     async def __aenter__(self) -> Self:
         """Open the session (contract L2, L3). Checkpoint: always."""
         life = self._life
         life.begin_opening()
-        self._entered_with = native_cancels()
+        self._entered_with = NativeCancels()
         try:
             await _open(life)
         except BaseException as error:
@@ -122,7 +130,7 @@ class MonitoredSession:
             meanwhile = await until_closed(life)
         final = outcome(_weigh(rest, meanwhile, errors), errors, anyio.get_cancelled_exc_class())
         absorbed = error is not None and final is None
-        expected = self._entered_with + (cancels_of_task_groups(error) if absorbed and error is not None else 0)
+        left_over = cancels_of_task_groups(error) if absorbed and error is not None else 0
         same = final is error
         try:
             if final is not None and not same:
@@ -130,7 +138,7 @@ class MonitoredSession:
         finally:
             del final, rest, meanwhile, errors, error
         if absorbed:
-            await after_absorbing(expected)
+            await after_absorbing(self._entered_with, left_over)
         return not same
 
     async def aclose(self) -> None:
@@ -138,8 +146,9 @@ class MonitoredSession:
         life = self._life
         if not life.opened and not life.closing:
             raise life.not_open()
+        errors: list[BaseException] = []
         if life.closing:
-            errors, meanwhile = [], await until_closed(life)
+            meanwhile = await until_closed(life)
         else:
             errors, meanwhile = await close(life, None)
         final = outcome(_weigh(None, meanwhile, errors), errors, anyio.get_cancelled_exc_class())
@@ -271,7 +280,8 @@ class MonitoredSession:
         if is_interrupt(error):
             kind = StopKind.SIGNAL if isinstance(error, KeyboardInterrupt) else StopKind.ERROR
         else:
-            kind = StopKind.CANCELLED if isinstance(error, anyio.get_cancelled_exc_class()) else StopKind.ERROR
+            cancelled = is_cancellation(error, anyio.get_cancelled_exc_class())
+            kind = StopKind.CANCELLED if cancelled else StopKind.ERROR
         message = "" if kind is StopKind.CANCELLED else repr(error)
         self._life.stop.set(StopReason(kind, message, "the body of the session"))
 
@@ -290,7 +300,7 @@ class SingularMonitoredSession(MonitoredSession):
     ) -> None:
         creator = ChiefSessionCreator(graph=graph, scaffold=scaffold)
         self._life = _new_life(self, creator, hooks, stop_grace_period, None, task_group)
-        self._entered_with = 0
+        self._entered_with = NativeCancels()
 
     @property
     def raw_session(self) -> Session:

@@ -141,6 +141,32 @@ def _notes_above(group: BaseException) -> Iterator[str]:
         group = group.exceptions[0]
 
 
+def is_cancellation(error: BaseException | None, cancelled: type[BaseException]) -> bool:
+    """Whether it is a cancellation, or a group of nothing else."""
+    return error is not None and all(isinstance(leaf, cancelled) for leaf in leaves(error))
+
+
+def keep_errors(
+    error: BaseException, cancelled: type[BaseException], keep: Callable[[BaseException], None]
+) -> None:
+    """Give `keep` what is no cancellation in an exception, and raise the cancellation that is (contract C3).
+
+    An anyio task group or a trio nursery that was cancelled and whose children failed raises both as one group.
+    """
+    cancellations, rest = error.split(cancelled) if isinstance(error, BaseExceptionGroup) else (None, error)
+    try:
+        if cancellations is None:
+            if not isinstance(error, cancelled):
+                keep(error)
+                return
+            raise_as_is(error)
+        if rest is not None:
+            keep(rest)
+        raise_as_is(next(leaves(cancellations)))
+    finally:
+        del cancellations, rest, error
+
+
 def is_interrupt(error: BaseException | None) -> bool:
     """Whether it ends the program: KeyboardInterrupt, SystemExit, or a generator that is thrown away."""
     return isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit))
@@ -163,7 +189,7 @@ def outcome(
         return interrupt
     if not errors:
         return body
-    if body is not None and not isinstance(body, cancelled):
+    if body is not None and not is_cancellation(body, cancelled):
         return BaseExceptionGroup("the body of the session failed, and so did its end", [body, *errors])
     if len(errors) == 1:
         return errors[0]

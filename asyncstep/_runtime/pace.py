@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from asyncio import CancelledError, TaskGroup, current_task
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import anyio.lowlevel
 from anyio.lowlevel import checkpoint_if_cancelled
 
 if TYPE_CHECKING:
+    from asyncio import Task
     from collections.abc import Iterator
     from types import FrameType
 
@@ -50,19 +52,32 @@ class Pace:
 
 def runs_on_asyncio() -> bool:
     """Whether the code that is running is a task of asyncio (uvloop included)."""
-    try:
-        return current_task() is not None
-    except RuntimeError:
-        return False
+    return _native_task() is not None
 
 
-def native_cancels() -> int:
-    """How many native cancels the task has been sent and has not taken back; 0 off asyncio."""
+def _native_task() -> Task[Any] | None:
     try:
-        task = current_task()
+        return current_task()
     except RuntimeError:
-        return 0
-    return 0 if task is None else task.cancelling()
+        return None
+
+
+class NativeCancels:
+    """How many native cancels this task has been sent and has not taken back, to be compared with later."""
+
+    __slots__ = ("_count", "_task")
+
+    def __init__(self) -> None:
+        task = _native_task()
+        self._task: ref[Task[Any]] | None = None if task is None else ref(task)
+        self._count: int = 0 if task is None else task.cancelling()
+
+    def have_grown(self, but: int = 0) -> bool:
+        """Whether there are more now, apart from so many; False in another task, and off asyncio."""
+        task = _native_task()
+        if task is None or self._task is None or self._task() is not task:
+            return False  # what another task had been sent before is not known
+        return task.cancelling() > self._count + but
 
 
 def cancels_of_task_groups(error: BaseException) -> int:

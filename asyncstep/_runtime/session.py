@@ -17,7 +17,15 @@ from asyncstep._runtime.fetches import Flattening, Leaf, ad_hoc, foreign
 from asyncstep._runtime.options import RunMetadata, RunOptions, check_options, deadline
 from asyncstep._runtime.pace import Pace
 from asyncstep._runtime.plan import Plan
-from asyncstep._runtime.state import Fate, LocalStateStore, SupersededError, Transaction, current, enclosing, live
+from asyncstep._runtime.state import (
+    Fate,
+    LocalStateStore,
+    SupersededError,
+    Transaction,
+    current,
+    enclosing,
+    live,
+)
 from asyncstep._runtime.typed import typed_run
 from asyncstep.errors import InvalidTypeError, NotFoundError, OutOfRangeError, SessionClosedError, kind_of
 

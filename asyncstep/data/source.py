@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterable, Iterable, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import AsyncIterable, Iterable, Mapping, Set as AbstractSet
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, final, overload
 
 from asyncstep._graph.node import Node

@@ -128,6 +128,18 @@ async def deaf() -> None:
     await told(lambda session: session.loop(step), SignalHook(), tell)
 
 
+async def deaf_with_own_handlers() -> None:
+    """The same in a program with a SIGINT handler of its own, which ends nothing."""
+    signal.signal(signal.SIGINT, lambda *_: say("own handler"))
+    await deaf()
+
+
+async def deaf_with_ignored_signals() -> None:
+    """The same in a program that ignores SIGINT, as one that a shell started in the background does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    await deaf()
+
+
 async def deaf_body() -> None:
     """A body that waits for something else than its session, which is told of the stop by a background
     task."""
@@ -268,11 +280,14 @@ async def ctrl_c_in_body() -> None:
 
 
 async def ctrl_c_in_step() -> None:
-    """A step function that waits for Ctrl-C."""
+    """Three workers that wait for Ctrl-C."""
+    at_work: list[int] = []
 
     async def step(ctx: StepContext) -> None:
         await ctx.session.run("add")
-        say("ready")
+        at_work.append(ctx.worker)
+        if len(at_work) == 3:
+            say("ready")
         await anyio.sleep_forever()
 
     await told(lambda session: session.loop(step, workers=3), Tell())
@@ -321,6 +336,21 @@ async def interrupt_in_a_node() -> None:
         raise KeyboardInterrupt
 
     await told(lambda session: session.run([wait, interrupt]), Tell())
+
+
+async def interrupt_in_background() -> None:
+    """A background task that raises KeyboardInterrupt beside a body that waits for something else."""
+    tell = Tell()
+
+    async def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    async def body(session: MonitoredSession) -> None:
+        tell.coord.start_soon(interrupt)
+        await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as group:
+        await told(body, tell, task_group=group)
 
 
 async def interrupt_in_an_end() -> None:

@@ -321,6 +321,25 @@ async def test_a_cancellation_during_a_closing_that_fails() -> None:
     assert caught.value is error
 
 
+async def test_a_closing_error_after_a_group_of_cancellations() -> None:
+    """E2: a body that ended by a group of nothing but cancellations is a cancelled body."""
+    error = Oops("closing")
+    sessions: list[MonitoredSession] = []
+    with pytest.raises(Oops) as caught:
+        with anyio.CancelScope() as scope:
+            async with monitored(Graph(), Recorder("a", [], on_session_error=error)) as session:
+                sessions.append(session)
+                scope.cancel()
+                try:
+                    await anyio.lowlevel.checkpoint()
+                except anyio.get_cancelled_exc_class() as cancellation:
+                    raise BaseExceptionGroup("children", [cancellation]) from None
+    assert caught.value is error
+    reason = sessions[0].stop_reason
+    assert reason is not None
+    assert reason.kind == "cancelled"
+
+
 # E3: logged or raised
 
 
@@ -358,6 +377,30 @@ async def test_a_raised_background_error_is_not_logged(caplog: pytest.LogCapture
                 hook.coord.start_soon(fail)
                 await anyio.wait_all_tasks_blocked()
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_an_error_that_a_hook_reports_while_closing() -> None:
+    """E3: an error given to the coordinator by a hook's `end` is raised with the closing errors."""
+    error = Oops("reported")
+    hook = Recorder("a", [])
+
+    async def report(_: Session) -> None:
+        hook.coord.request_stop(error)
+
+    hook.acts["end"] = report
+    with pytest.raises(Oops) as caught:
+        async with monitored(Graph(), hook):
+            pass
+    assert caught.value is error
+
+
+async def test_an_error_that_is_reported_after_the_closing(caplog: pytest.LogCaptureFixture) -> None:
+    """E3: an error given to the coordinator of a closed session, which can raise nothing, is logged."""
+    hook = Recorder("a", [])
+    async with monitored(Graph(), hook):
+        pass
+    hook.coord.request_stop(Oops("too late"))
+    assert [record.levelno for record in caplog.records if "too late" in str(record.exc_info)] == [logging.ERROR]
 
 
 # E4: background errors

@@ -25,7 +25,7 @@ from asyncstep import (
     source,
 )
 
-from .life_parts import Gate, Oops, Recorder, monitored
+from .life_parts import Gate, Oops, Recorder, leaves, monitored
 
 pytestmark = pytest.mark.anyio
 
@@ -221,6 +221,53 @@ async def test_a_background_error_in_a_loop() -> None:
             assert caught.value is error
 
 
+async def test_a_background_task_may_close_the_session() -> None:
+    """L5, L8: aclose() in a background task does not wait for that task, nor cancel it."""
+    journal: list[str] = []
+
+    async with anyio.create_task_group() as group:
+        hook = Recorder("a", journal)
+        with anyio.fail_after(10):
+            async with monitored(a_graph(), hook, task_group=group, stop_grace_period=1) as session:
+
+                async def close() -> None:
+                    await session.aclose()
+                    journal.append("closed")
+
+                hook.coord.start_soon(close)
+                await anyio.wait_all_tasks_blocked()
+    assert journal[-2:] == ["a.end", "closed"]
+
+
+async def test_a_background_task_that_fails_while_its_group_is_cancelled() -> None:
+    """L8, C3: what fails beside a cancellation reaches the session; the cancellation goes on in the user's group."""
+    error = Oops("clean-up")
+    raised: list[BaseException] = []
+
+    async def fail_when_cancelled() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise error
+
+    async def background() -> None:
+        async with anyio.create_task_group() as inner:
+            inner.start_soon(anyio.sleep_forever)
+            inner.start_soon(fail_when_cancelled)
+
+    async with anyio.create_task_group() as group:
+        hook = Recorder("a", [])
+        try:
+            async with monitored(a_graph(), hook, task_group=group):
+                hook.coord.start_soon(background)
+                await anyio.wait_all_tasks_blocked()
+                group.cancel_scope.cancel()
+                await anyio.sleep_forever()
+        except ExceptionGroup as caught:
+            raised.append(caught)
+    assert [leaves(each) for each in raised] == [[error]]
+
+
 # L9: no growth
 
 
@@ -313,10 +360,10 @@ def new_step_functions(session: MonitoredSession, graph: Graph) -> Callable[[], 
 
 
 def failing(session: MonitoredSession, graph: Graph) -> Callable[[], Awaitable[object]]:
-    """Runs that fail, each with an error of its own (one that is raised again keeps all of its tracebacks)."""
+    """Runs that fail."""
 
     async def fail() -> None:
-        raise Oops("again")
+        raise Oops
 
     async def run() -> None:
         with pytest.raises(Oops):

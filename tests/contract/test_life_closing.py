@@ -246,6 +246,26 @@ async def test_a_session_past_its_grace_is_closed() -> None:
     await session.aclose()
 
 
+async def test_an_overdue_hook_that_fails() -> None:
+    """L6: a hook that raises when it is cancelled at the end of the grace period: its error, and the TimeoutError."""
+    error = Oops("clean-up")
+
+    async def fail_when_cancelled(*_: object) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.sleep_forever)
+            try:
+                await anyio.sleep_forever()
+            finally:
+                raise error
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with monitored(Graph(), Recorder("a", [], end=fail_when_cancelled), stop_grace_period=SHORT):
+            pass
+    found = leaves(caught.value)
+    assert error in found
+    assert [isinstance(leaf, TimeoutError) for leaf in found if leaf is not error] == [True]
+
+
 # L6: steps in flight
 
 

@@ -90,6 +90,23 @@ def test_the_second_signal_ends_the_session(
     assert lines[4:] != ["left normally"]
 
 
+@pytest.mark.parametrize("number", [INT, TERM])
+@pytest.mark.parametrize("scenario", ["deaf_with_own_handlers", "deaf_with_ignored_signals"])
+def test_the_second_signal_needs_no_default_handler(
+    lec_backend: str, scenario: str, number: signal.Signals
+) -> None:
+    """C6: the second signal ends the session also where SIGINT was handled, or ignored, by the program before."""
+    program = Program(lec_backend, scenario)
+    program.expect("ready")
+    program.send(number)
+    program.expect("stopping")
+    program.send(number)
+    lines = program.rest()
+    assert lines[0] in {"on_session_error KeyboardInterrupt", "on_session_error Cancelled"}
+    assert lines[1:4] == ["saved 0", "reason signal", "restored True"]
+    assert lines[4:] != ["left normally"]
+
+
 @pytest.mark.parametrize("scenario", ["with_own_handlers", "with_ignored_signals"])
 def test_the_programs_own_handlers_are_put_back(lec_backend: str, scenario: str) -> None:
     """C6: handlers that the program had set before the session, or that ignore the signal, are put back."""
@@ -179,6 +196,14 @@ def test_an_interrupt_in_a_node(lec_backend: str) -> None:
     assert lines[0].startswith("on_session_error ")
     assert lines[1] == "saved 0"
     assert lines[-1] == "left by KeyboardInterrupt"
+
+
+def test_an_interrupt_in_a_background_task(lec_backend: str) -> None:
+    """C5, L8: an interrupt in a background task is not kept for the next run: it ends a body that never makes one."""
+    lines = Program(lec_backend, "interrupt_in_background").rest()
+    assert lines[0] == "on_session_error Cancelled"
+    assert lines[1] == "saved 0"
+    assert lines[-1] != "left normally"
 
 
 def test_an_interrupt_in_an_end(lec_backend: str) -> None:
