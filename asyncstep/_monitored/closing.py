@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from asyncstep._monitored.stop import keep_errors, leaves
+from asyncstep._runtime.pace import runs_on_asyncio
 from asyncstep._runtime.session import Session
 from asyncstep._runtime.state import current
 from asyncstep.errors import DeadlineExceededError
@@ -46,7 +47,7 @@ async def close(life: Life, body: BaseException | None) -> tuple[list[BaseExcept
     """
     closing = _Closing(life, body)
     life.closing = True
-    meanwhile = await _undisturbed(closing.run) or closing.cancellation
+    meanwhile = await _undisturbed(_uninterrupted(closing.run)) or closing.cancellation
     # The tracebacks of the errors hold `closing`, which must not hold the errors (contract E5).
     errors, closing.errors = closing.errors, []
     closing.body = closing.cancellation = None
@@ -82,6 +83,23 @@ async def _undisturbed(work: Callable[[], Coroutine[Any, Any, None]]) -> BaseExc
     except BaseException as error:  # noqa: ASYNC103 - the caller raises it
         return next(leaves(error))
     return None
+
+
+def _uninterrupted(work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], Coroutine[Any, Any, None]]:
+    """The same work, in which Ctrl-C raises nothing (contract L6).
+
+    asyncio cancels the main task on Ctrl-C. trio raises KeyboardInterrupt in whatever code is running, a
+    hook's `end` for one, unless that is protected: then it is raised in the main task.
+    """
+    if runs_on_asyncio():
+        return work
+    from trio.lowlevel import enable_ki_protection
+
+    @enable_ki_protection
+    async def protected() -> None:
+        await work()
+
+    return protected
 
 
 class _Closing:
