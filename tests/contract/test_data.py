@@ -510,7 +510,7 @@ async def test_an_error_of_the_iterable_is_raised_and_not_taken_for_the_end() ->
 
 
 async def test_a_sequence_that_fails_at_one_item_parks_it() -> None:
-    """D1: an item that a lazy sequence cannot make is a poison item like any other: the loop gets the rest."""
+    """D1: an item that a lazy sequence cannot make is a poison item like any other, and the rest is given."""
 
     class Files:
         def __len__(self) -> int:

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import anyio
 import anyio.lowlevel
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from asyncstep import (
     ChiefSessionCreator,
@@ -32,6 +31,24 @@ reproducible = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+
+
+class Changes:
+    """Tells whoever waits for a condition that something has changed."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def tell(self) -> None:
+        """Something has changed."""
+        self._event.set()
+        self._event = anyio.Event()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition, but not for ever."""
+        with anyio.fail_after(10):
+            while not condition():
+                await self._event.wait()
 
 
 @dataclass(frozen=True)
@@ -86,16 +103,22 @@ def build(vertices: list[Vertex], function: Callable[..., Any]) -> tuple[Graph, 
     return graph, nodes
 
 
-@given(vertices=dags(), data=st.data())
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[list[Vertex], list[int], dict[int, int]]:
+    """A graph, the vertices that are fetched, and values for those that are fed."""
+    vertices = draw(dags())
+    indices = st.integers(0, len(vertices) - 1)
+    fetched = draw(st.lists(indices, max_size=6))
+    return vertices, fetched, draw(st.dictionaries(indices, st.integers(), max_size=3))
+
+
+@given(request=requests(), bound=st.none() | st.integers(1, 3))
 @reproducible
 async def test_a_random_graph_evaluates_as_it_would_sequentially(
-    vertices: list[Vertex], data: st.DataObject
+    request: tuple[list[Vertex], list[int], dict[int, int]], bound: int | None
 ) -> None:
     """Any graph, fetches, feeds and bound: the sequential values, each needed node evaluated once."""
-    indices = st.integers(0, len(vertices) - 1)
-    fetched = data.draw(st.lists(indices, max_size=6))
-    fed = data.draw(st.dictionaries(indices, st.integers(), max_size=3))
-    bound = data.draw(st.none() | st.integers(1, 3))
+    vertices, fetched, fed = request
     evaluated: Counter[int] = Counter()
 
     async def evaluate(index: int, suspensions: int, *inputs: Any) -> int:
@@ -116,41 +139,54 @@ async def test_a_random_graph_evaluates_as_it_would_sequentially(
     assert evaluated == dict.fromkeys(needed(vertices, fetched, set(fed)), 1)
 
 
-@given(vertices=dags(max_size=15), data=st.data())
+@st.composite
+def openings(draw: st.DrawFn) -> tuple[list[Vertex], list[int]]:
+    """A graph, and which of its vertices goes on before which, when both wait."""
+    vertices = draw(dags(max_size=15))
+    return vertices, draw(st.permutations(range(len(vertices))))
+
+
+@given(graph_and_order=openings(), bound=st.none() | st.integers(1, 4))
 @reproducible
-async def test_whatever_is_ready_runs(vertices: list[Vertex], data: st.DataObject) -> None:
-    """Whenever nothing moves, all nodes whose dependencies are done wait, or as many as the bound allows."""
+async def test_whatever_is_ready_runs(
+    graph_and_order: tuple[list[Vertex], list[int]], bound: int | None
+) -> None:
+    """At any time all nodes whose dependencies are done are under way, or as many as the bound allows."""
+    vertices, opening = graph_and_order
+    most = bound or len(vertices)
     gates = [anyio.Event() for _ in vertices]
-    opening: list[int] = data.draw(st.permutations(range(len(vertices))))
-    bound = data.draw(st.none() | st.integers(1, 4))
+    changes = Changes()
     running: set[int] = set()
     done: set[int] = set()
 
+    def ready() -> set[int]:
+        return {
+            index
+            for index, vertex in enumerate(vertices)
+            if index not in done and done.issuperset((*vertex.inputs, *vertex.controls))
+        }
+
     async def evaluate(index: int, suspensions: int, *inputs: Any) -> int:
         running.add(index)
+        assert running <= ready() and len(running) <= most
+        changes.tell()
         await gates[index].wait()
         running.remove(index)
         done.add(index)
+        changes.tell()
         return index
 
     graph, nodes = build(vertices, evaluate)
-    everything = set(range(len(vertices)))
     async with Session(graph) as raw, anyio.create_task_group() as tasks:
 
         async def run() -> None:
             await raw.run(nodes, options=RunOptions(concurrency=bound))
 
         tasks.start_soon(run)
-        while done != everything:
-            await anyio.wait_all_tasks_blocked()
-            ready = {
-                index
-                for index, vertex in enumerate(vertices)
-                if index not in done and done.issuperset((*vertex.inputs, *vertex.controls))
-            }
-            assert running <= ready and len(running) == min(len(ready), bound or len(ready))
+        for count in range(len(vertices)):
+            await changes.until(lambda: len(running) == min(len(ready()), most))
             gates[min(running, key=opening.index)].set()
-            await anyio.wait_all_tasks_blocked()
+            await changes.until(lambda count=count: len(done) > count)  # type: ignore[misc]
 
 
 class Pair(NamedTuple):
@@ -251,19 +287,29 @@ def mapped_to_builtins(nesting: Any) -> Any:
     return nesting
 
 
-@given(
-    deltas=st.lists(st.integers(-100, 100), min_size=1, max_size=10),
-    data=st.data(),
-)
+@st.composite
+def updates(draw: st.DrawFn) -> tuple[list[int], list[int]]:
+    """What each of some steps adds, and an order of their reads and commits: each index comes twice."""
+    deltas = draw(st.lists(st.integers(-100, 100), min_size=1, max_size=10))
+    return deltas, draw(st.permutations([*range(len(deltas))] * 2))
+
+
+@given(deltas_and_schedule=updates())
 @reproducible
-async def test_concurrent_updates_equal_the_sequential_result(deltas: list[int], data: st.DataObject) -> None:
+async def test_concurrent_updates_equal_the_sequential_result(
+    deltas_and_schedule: tuple[list[int], list[int]],
+) -> None:
     """Steps that overlap in any way and update commutatively end as if one followed the other."""
+    deltas, schedule = deltas_and_schedule
     count = len(deltas)
     reads, commits = [[anyio.Event() for _ in deltas] for _ in range(2)]
-    order = st.permutations([*range(count)] * 2)
-    schedule: list[int] = data.draw(order)
+    changes = Changes()
+    acted: list[int] = []
 
     async def gate(events: list[anyio.Event], index: int) -> None:
+        if events is commits:
+            acted.append(index)  # it has read, and written what it will commit
+            changes.tell()
         await events[index].wait()
 
     with Graph() as graph:
@@ -275,10 +321,17 @@ async def test_concurrent_updates_equal_the_sequential_result(deltas: list[int],
         step = [*writes, op(gate)(commits, index).after(*writes)]
     async with MonitoredSession(ChiefSessionCreator(graph=graph)) as session:
         async with anyio.create_task_group() as tasks:
-            for number, value in enumerate(deltas):
-                tasks.start_soon(session.run, step, {x: value, index: number})
-            for number in schedule:
+
+            async def run(number: int) -> None:
+                await session.run(step, {x: deltas[number], index: number})
+                acted.append(number)
+                changes.tell()
+
+            for number in range(count):
+                tasks.start_soon(run, number)
+            for turn, number in enumerate(schedule):
                 (commits if reads[number].is_set() else reads)[number].set()
-                await anyio.wait_all_tasks_blocked()
+                await changes.until(lambda turn=turn: len(acted) > turn)  # type: ignore[misc]
+        assert acted == schedule
         assert session.global_step == count
         assert await session.run([total, largest]) == [sum(deltas), max(deltas)]
