@@ -400,7 +400,9 @@ async def test_an_error_that_is_reported_after_the_closing(caplog: pytest.LogCap
     async with monitored(Graph(), hook):
         pass
     hook.coord.request_stop(Oops("too late"))
-    assert [record.levelno for record in caplog.records if "too late" in str(record.exc_info)] == [logging.ERROR]
+    assert [record.levelno for record in caplog.records if "too late" in str(record.exc_info)] == [
+        logging.ERROR
+    ]
 
 
 # E4: background errors

@@ -1,8 +1,6 @@
 """Section E of the contract, rule 5: what a failed run held is freed at once, without the cyclic
 collector."""
 
-
-
 from __future__ import annotations
 
 import logging
