@@ -29,10 +29,11 @@ class RunOptions:
     concurrency: int | None = None
 
     def __post_init__(self) -> None:
-        if self.timeout is not None and not self.timeout > 0:
-            raise InvalidArgumentError(f"timeout must be a positive number of seconds, not {self.timeout!r}")
-        if self.concurrency is not None and not self.concurrency >= 1:
-            raise InvalidArgumentError(f"concurrency must be at least 1, not {self.concurrency!r}")
+        timeout, concurrency = self.timeout, self.concurrency
+        if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
+            raise InvalidArgumentError(f"timeout must be a positive number of seconds, not {timeout!r}")
+        if concurrency is not None and not (isinstance(concurrency, int) and concurrency >= 1):
+            raise InvalidArgumentError(f"concurrency must be an int of at least 1, not {concurrency!r}")
 
 
 class RunMetadata:

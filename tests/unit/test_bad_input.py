@@ -106,7 +106,7 @@ def test_only_plain_functions_are_offloaded() -> None:
 
     for offload in ("thread", "process"):
         with pytest.raises(InvalidArgumentError, match="offload"):
-            op(offload=offload)(fetch)  # type: ignore[call-overload]
+            op(offload=offload)(fetch)
 
 
 # Names and graphs
@@ -190,7 +190,7 @@ def test_methods_that_make_nodes_meet_the_finalized_graph_too() -> None:
         lambda: v.assign_add(1),
         lambda: v.update(max, 1),
         lambda: x.after(v),
-        lambda: tokenize(x),  # type: ignore[arg-type]
+        lambda: tokenize(x),
     ):
         with pytest.raises(FailedPreconditionError, match="frozen"):
             make()
@@ -320,7 +320,7 @@ def test_a_source_parameter_that_cannot_be_is_refused(options: dict[str, Any], w
 async def test_a_function_that_gives_no_iterable_is_told_at_the_first_item() -> None:
     """A function of items must return an iterable or async iterable; the error names the source."""
     with Graph() as graph:
-        items = source(lambda: 3, name="my_items")  # type: ignore[arg-type,return-value]
+        items = source(lambda: 3, name="my_items")  # type: ignore[arg-type, return-value, var-annotated]
     async with Session(graph) as raw:
         with pytest.raises(TypeError, match="my_items"):
             await raw.run(items)
@@ -337,7 +337,7 @@ async def test_the_state_of_something_else_cannot_be_asked_for() -> None:
         with pytest.raises(InvalidArgumentError, match="letters"):
             session.source_state(foreign)
         with pytest.raises(NotFoundError, match="x"):
-            session.source_state(node)  # type: ignore[arg-type]
+            session.source_state(node)
         with pytest.raises(NotFoundError, match="did you mean 'letters'"):
             session.source_state("leters")
 
@@ -352,12 +352,13 @@ async def test_what_no_run_can_take_is_refused() -> None:
         x = placeholder("x")
         node = op(evaluated.append)(1)
     async with Session(graph) as raw:
-        for kwargs, word in [
+        cases: list[tuple[dict[str, Any], str]] = [
             ({"feed_dict": {"x": 1, x: 2}}, "x"),
             ({"feed_dict": [("x", 1)]}, "feed"),
             ({"options": {"timeout": 1}}, "options"),
             ({"run_metadata": {}}, "run_metadata"),
-        ]:
+        ]
+        for kwargs, word in cases:
             with pytest.raises(InvalidArgumentError, match=word):
                 await raw.run(node, **kwargs)
     assert evaluated == []
@@ -365,10 +366,18 @@ async def test_what_no_run_can_take_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("options", "word"),
-    [({"timeout": 0}, "timeout"), ({"timeout": -1}, "timeout"), ({"concurrency": 0}, "concurrency")],
+    [
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": -1}, "timeout"),
+        ({"timeout": float("nan")}, "timeout"),
+        ({"timeout": "1"}, "timeout"),
+        ({"concurrency": 0}, "concurrency"),
+        ({"concurrency": 1.5}, "concurrency"),
+        ({"concurrency": "1"}, "concurrency"),
+    ],
 )
-def test_run_options_out_of_range_are_refused(options: dict[str, Any], word: str) -> None:
-    """A limit that nothing could keep is an InvalidArgumentError where it is made."""
+def test_run_options_that_cannot_be_are_refused(options: dict[str, Any], word: str) -> None:
+    """A limit that nothing could keep, or that is no number, is an InvalidArgumentError where it is made."""
     with pytest.raises(InvalidArgumentError, match=word):
         RunOptions(**options)
 
