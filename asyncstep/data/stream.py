@@ -68,7 +68,7 @@ class Stream(ABC):
 
 
 class SequenceStream(Stream):
-    """The items of a sequence, by index; each is read when a step is given it, and again if it is given again."""
+    """The items of a sequence, by index; each is read whenever a step is given it."""
 
     def __init__(self, items: Indexed, repeat: int | None) -> None:
         super().__init__(repeat)

@@ -521,9 +521,10 @@ async def test_a_sequence_that_fails_at_one_item_parks_it() -> None:
                 raise OSError("damaged")
             return "abc"[index]
 
+    files: Any = Files()
     got: list[str] = []
     with Graph() as graph:
-        letter = source(Files(), name="letters")
+        letter = source(files, name="letters")
 
     async def step(ctx: StepContext) -> None:
         try:
@@ -550,8 +551,9 @@ async def test_a_sequence_that_fails_for_now_gives_the_item_to_the_retried_step(
                 raise failures.pop()
             return "abcd"[index]
 
+    files: Any = Files()
     with Graph() as graph:
-        pair = source(Files(), name="letters", batch=2)
+        pair = source(files, name="letters", batch=2)
     async with monitored(graph, recovery=Recovery(wait_initial=0.001)) as session:
         assert [await session.run(pair), await session.run(pair)] == [["a", "b"], ["c", "d"]]
         assert session.source_state(pair) == finished(4)
@@ -846,7 +848,7 @@ async def test_no_more_items_are_held_than_the_workers_need(workers: int, batch:
             yield number
 
     async def step(ctx: StepContext) -> None:
-        items = await ctx.session.run(number)
+        items: Any = await ctx.session.run(number)
         for _ in range(5):
             await anyio.lowlevel.checkpoint()
         done.extend(items if batch else [items])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import anyio
@@ -125,6 +125,13 @@ class Pair(NamedTuple):
 def monitored(graph: Graph, *hooks: SessionRunHook, **options: Any) -> MonitoredSession:
     """A monitored session of `graph` with `hooks`."""
     return MonitoredSession(ChiefSessionCreator(graph=graph), hooks, **options)
+
+
+def fed(run_context: SessionRunContext) -> Mapping[Any, Any]:
+    """What the caller of a run feeds."""
+    feeds = run_context.original_args.feed_dict
+    assert feeds is not None
+    return feeds
 
 
 async def raise_boom() -> None:
@@ -570,7 +577,7 @@ async def test_each_attempt_gives_each_hook_one_ending() -> None:
 async def test_the_end_of_data_is_told_to_hooks_as_an_error_of_the_run() -> None:
     """R4: a run that met the end of the data did not commit: on_run_error, with OutOfRangeError."""
     with Graph() as graph:
-        items = source([], name="items")
+        items: Node[Any] = source([], name="items")
     hook = Recorder()
     async with monitored(graph, hook) as session:
         await session.run(items)
@@ -696,7 +703,7 @@ async def test_a_hook_is_shown_what_the_caller_asked_for() -> None:
 
 async def test_options_are_merged_as_in_tensorflow() -> None:
     """R5: the longest timeout, a trace if anyone asked for one, the lowest limit of concurrency."""
-    seen: list[RunOptions] = []
+    seen: list[Any] = []
 
     class Look(Recorder):
         async def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
@@ -850,7 +857,7 @@ async def test_runs_of_many_tasks_overlap_with_a_context_each() -> None:
 
     class Look(SessionRunHook):
         def note(self, run_context: SessionRunContext) -> str:
-            (name,) = run_context.original_args.feed_dict.values()
+            (name,) = fed(run_context).values()
             seen.setdefault(name, []).append(run_context)
             return str(name)
 
@@ -903,10 +910,10 @@ async def test_a_run_that_fails_or_is_cancelled_disturbs_no_other() -> None:
             return SessionRunArgs(x)
 
         async def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
-            endings[run_context.original_args.feed_dict["x"]] = run_values.results
+            endings[fed(run_context)["x"]] = run_values.results
 
         async def on_run_error(self, run_context: SessionRunContext, error: BaseException) -> None:
-            endings[run_context.original_args.feed_dict["x"]] = error
+            endings[fed(run_context)["x"]] = error
 
     with Graph() as graph:
         x = placeholder("x")
@@ -1029,7 +1036,7 @@ async def test_what_never_waits_needs_no_event_loop() -> None:
         await session.run(node)
         group.start_soon(other)
         assert session.global_step == 1 and session.should_stop() is False and session.stop_reason is None
-        assert session.request_stop("enough") is None
+        session.request_stop("enough")
         assert session.should_stop() is True
         assert session.stop_reason is not None and session.stop_reason.message == "enough"
         assert turns == []

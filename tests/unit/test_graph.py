@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import anyio
@@ -34,6 +34,16 @@ pytestmark = pytest.mark.anyio
 def tokenize(line: str) -> list[str]:
     """An op to name nodes after."""
     return line.split()
+
+
+def noting(order: list[str]) -> Callable[[str], str]:
+    """A function that notes when it was called, and gives its argument."""
+
+    def note(name: str) -> str:
+        order.append(name)
+        return name
+
+    return note
 
 
 # Names
@@ -104,12 +114,13 @@ def test_the_mappings_of_a_graph_are_read_only_and_by_name() -> None:
     assert list(graph.nodes) == ["x", "v", "items", "tokenize"]
     assert dict(graph.variables) == {"v": v}
     assert dict(graph.sources) == {"items": items}
-    for mapping in (graph.nodes, graph.variables, graph.sources):
-        assert isinstance(mapping, Mapping)
+    mappings: list[Any] = [graph.nodes, graph.variables, graph.sources]
+    assert all(isinstance(view, Mapping) for view in mappings)
+    for view in mappings:
         with pytest.raises(TypeError):
-            mapping["new"] = x  # type: ignore[index]
+            view["new"] = x
         with pytest.raises((TypeError, AttributeError)):
-            mapping.clear()  # type: ignore[attr-defined]
+            view.clear()
 
 
 def test_a_mapping_taken_early_shows_later_nodes() -> None:
@@ -126,7 +137,7 @@ def test_a_mapping_taken_early_shows_later_nodes() -> None:
 async def test_after_gives_the_same_value_after_the_others() -> None:
     """`node.after(a, b)` has the node's value, and is evaluated when a and b have been."""
     order: list[str] = []
-    note = op(lambda name: order.append(name) or name)
+    note = op(noting(order))
     with Graph() as graph:
         a, b = note("a"), note("b")
         last = note("last").after(a, b)
@@ -138,7 +149,7 @@ async def test_after_gives_the_same_value_after_the_others() -> None:
 async def test_after_can_be_asked_for_twice() -> None:
     """`node.after(a).after(b)` is evaluated after both."""
     order: list[str] = []
-    note = op(lambda name: order.append(name) or name)
+    note = op(noting(order))
     with Graph() as graph:
         v = Variable(1, name="v")
         a, b = note("a"), note("b")
@@ -152,7 +163,7 @@ async def test_after_can_be_asked_for_twice() -> None:
 async def test_after_leaves_the_node_itself_alone() -> None:
     """`after` makes a new node: fetching the original alone does not evaluate the others."""
     order: list[str] = []
-    note = op(lambda name: order.append(name) or name)
+    note = op(noting(order))
     with Graph() as graph:
         first, node = note("first"), note("node")
         later = node.after(first)
@@ -182,7 +193,7 @@ async def test_a_group_of_groups_evaluates_everything() -> None:
     with Graph() as graph:
         everything = group(group(note(1), note(2)), note(3))
     async with Session(graph) as raw:
-        assert await raw.run(everything) is None
+        await raw.run(everything)
     assert sorted(evaluated) == [1, 2, 3]
 
 
@@ -212,7 +223,7 @@ async def test_assign_update_and_assign_add_give_the_new_value() -> None:
 async def test_assign_takes_a_nesting_of_values_and_nodes() -> None:
     """Nodes in the lists, tuples and dicts of a value to assign are replaced, as in an op's arguments."""
     with Graph() as graph:
-        v = Variable([], name="v")
+        v: Variable[list[Any]] = Variable([], name="v")
         writes = [v.assign([1, {"k": 2}]), v.assign([placeholder("x"), {"k": (v,)}])]
     async with Session(graph) as raw:
         assert await raw.run(writes[0]) == [1, {"k": 2}]
@@ -373,7 +384,7 @@ def test_the_picture_shows_every_node_and_edge() -> None:
     """`to_mermaid` draws a flowchart: each node by name, an arrow for each input and control dependency."""
     with Graph() as graph:
         x = placeholder("the_x")
-        v = Variable(0, name="the_v")
+        v: Variable[Any] = Variable(0, name="the_v")
         words = tokenize(x)
         v.assign(words)
         group(words, name="the_group")
