@@ -127,4 +127,3 @@ def kind_of(value: object) -> str:
     name = type(value).__name__
     article = "an" if name[0].lower() in "aeiou" else "a"
     return f"{article} {name}"
-

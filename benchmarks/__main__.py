@@ -22,7 +22,9 @@ def main() -> None:
 
 def table(figures: list[Figure]) -> str:
     """One line a figure, the subjects together."""
-    rows = [f"{'subject':32} {'backend':8} {'reference us':>12} {'subject us':>11} {'figure':>10} {'goal':>10}"]
+    rows = [
+        f"{'subject':32} {'backend':8} {'reference us':>12} {'subject us':>11} {'figure':>10} {'goal':>10}"
+    ]
     for figure in sorted(figures, key=lambda figure: figure.subject):
         sign, unit = ("+", " us") if figure.added else ("", " x")
         rows.append(

@@ -54,7 +54,9 @@ async def _wide(backend: str) -> Figure:
             layer = made
         fetched = a.group(*[node for node in graph.nodes.values() if node not in places])
     feeds = dict.fromkeys(places, 1)
-    return await _compared("P5 100 wide, 10 deep", backend, graph, fetched, calls, list(feeds.values()), feeds)
+    return await _compared(
+        "P5 100 wide, 10 deep", backend, graph, fetched, calls, list(feeds.values()), feeds
+    )
 
 
 async def _compared(

@@ -180,7 +180,9 @@ class Graph:
         if name is None:
             name = self._unique(default)
         elif name in self._nodes:
-            raise InvalidArgumentError(f"{self.described} already has a node named {name!r}; give this one another")
+            raise InvalidArgumentError(
+                f"{self.described} already has a node named {name!r}; give this one another"
+            )
         self._nodes[name] = node
         return name
 

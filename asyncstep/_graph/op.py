@@ -179,7 +179,7 @@ def _is_async(function: object) -> bool:
     if isinstance(function, functools.partial):
         return _is_async(function.func)
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - the method itself is wanted, not whether there is one
+        getattr(function, "__call__", None)
     )
 
 
@@ -189,10 +189,13 @@ def _check_function(function: object, options: OpOptions) -> None:
     if isinstance(function, Op):
         raise InvalidTypeError(f"{function.name} is an op already")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise InvalidTypeError(f"{getattr(function, '__name__', function)} is a generator function; an op returns one value (see source)")
+        raise InvalidTypeError(
+            f"{getattr(function, '__name__', function)} is a generator function; an op returns one value (see source)"
+        )
     if options.offload is not None and _is_async(function):
         raise InvalidTypeError(
-            f"offload={options.offload!r} needs a def function, but {getattr(function, '__name__', function)!r} is async"
+            f"offload={options.offload!r} needs a def function;"
+            f" {getattr(function, '__name__', function)!r} is async"
         )
 
 
@@ -206,7 +209,9 @@ def _check_options(options: OpOptions) -> None:
         if isinstance(retry, bool) or retry < 1:
             raise InvalidArgumentError(f"retry must be at least 1 attempt, not {retry!r}")
     elif retry is not None and not hasattr(retry, "__aiter__"):
-        raise InvalidTypeError(f"retry must be a number of attempts or a tenacity.AsyncRetrying, not {kind_of(retry)}")
+        raise InvalidTypeError(
+            f"retry must be a number of attempts or a tenacity.AsyncRetrying, not {kind_of(retry)}"
+        )
     limiter = options.limiter
     if limiter is not None and not hasattr(limiter, "acquire_on_behalf_of"):
         raise InvalidTypeError(f"limiter must be an anyio.CapacityLimiter, not {kind_of(limiter)}")

@@ -76,12 +76,12 @@ async def _undisturbed(work: Callable[[], Coroutine[Any, Any, None]]) -> BaseExc
     Checkpoint: always.
     """
     try:
-        async with anyio.create_task_group() as group:
+        async with anyio.create_task_group() as group:  # noqa: ASYNC112 - no native cancel reaches a child (contract L6)
             group.start_soon(work)
         # trio does not cancel a task that waits for its children: a cancellation is seen here.
         await anyio.lowlevel.checkpoint_if_cancelled()
     except BaseException as error:  # noqa: ASYNC103 - the caller raises it
-        return next(leaves(error))
+        return next(leaves(error))  # noqa: ASYNC104, ASYNC910 - leaving the group is one; the caller raises it
     return None
 
 
@@ -116,7 +116,7 @@ class _Closing:
         self.half = 0.0
         self.deadline = 0.0
 
-    async def run(self) -> None:
+    async def run(self) -> None:  # noqa: ASYNC910 - a part of the closing, which has one
         """Close everything; nothing is raised."""
         now = anyio.current_time()
         self.half, self.deadline = now + self.life.grace / 2, now + self.life.grace
@@ -126,7 +126,7 @@ class _Closing:
             for part in (self._stop_work, self._tell_hooks, self._close_raw):
                 try:
                     await part()
-                except anyio.get_cancelled_exc_class() as error:
+                except anyio.get_cancelled_exc_class() as error:  # noqa: ASYNC103 - raised when the closing is done
                     self.cancellation = error  # a native cancel of this very task, by `asyncio.Runner.close`
             self._finish()
 
@@ -140,7 +140,9 @@ class _Closing:
         finally:
             life.sealed = True
         if scope.cancelled_caught:
-            logger.warning("closing the session: %d steps are still running and cannot commit", life.in_flight)
+            logger.warning(
+                "closing the session: %d steps are still running and cannot commit", life.in_flight
+            )
         with anyio.CancelScope(deadline=self.half, shield=True):
             await coord.wait_until_idle(self.own_tasks)
         cancelled = coord.cancel_tasks(self.own_tasks)
@@ -150,7 +152,7 @@ class _Closing:
             self.unfinished.extend(f"the background task {name}" for name in cancelled)
         self.errors.extend(coord.take_errors())
 
-    async def _tell_hooks(self) -> None:
+    async def _tell_hooks(self) -> None:  # noqa: ASYNC910 - a part of the closing, which has one
         """Exactly one of `end` and `on_session_error` for each hook that began (contract L4)."""
         raw = self.life.raw or Session(self.life.graph)
         error = self._error()
@@ -164,25 +166,29 @@ class _Closing:
         """What the session ends with, as far as it is known when the hooks are told."""
         if self.body is not None or not self.errors:
             return self.body
-        return self.errors[0] if len(self.errors) == 1 else BaseExceptionGroup("background tasks failed", self.errors)
+        return (
+            self.errors[0]
+            if len(self.errors) == 1
+            else BaseExceptionGroup("background tasks failed", self.errors)
+        )
 
-    async def _close_raw(self) -> None:
+    async def _close_raw(self) -> None:  # noqa: ASYNC910 - a part of the closing, which has one
         raw = self.life.raw
         if raw is not None:
             self.life.global_step()  # remembered
             await self._bounded("the raw session's closing", raw.aclose)
 
-    async def _bounded(self, name: str, call: Callable[..., Awaitable[object]], *args: object) -> None:
+    async def _bounded(self, name: str, call: Callable[..., Awaitable[object]], *args: object) -> None:  # noqa: ASYNC910 - a part of the closing, which has one
         """Call something of the closing: until the deadline, and whatever it raises is kept."""
         overdue = False
         with anyio.CancelScope(deadline=self.deadline, shield=True) as scope:
             try:
                 await call(*args)
-            except BaseException as error:
+            except BaseException as error:  # noqa: ASYNC103 - raised when the closing is done
                 overdue = scope.cancel_called
                 try:
                     keep_errors(error, anyio.get_cancelled_exc_class(), self.errors.append)
-                except anyio.get_cancelled_exc_class() as cancellation:
+                except anyio.get_cancelled_exc_class() as cancellation:  # noqa: ASYNC103 - raised when the closing is done
                     if overdue:
                         raise
                     self.cancellation = cancellation  # of a task that a hook awaited, say; raised at the end

@@ -82,13 +82,15 @@ class Coordinator:
             del self._scopes[scope]
             raise
 
-    async def _run(self, scope: anyio.CancelScope, async_fn: Callable[..., Awaitable[Any]], args: Any) -> None:
+    async def _run(  # noqa: ASYNC910 - it runs as long as its function
+        self, scope: anyio.CancelScope, async_fn: Callable[..., Awaitable[Any]], args: Any
+    ) -> None:
         """One background task: its error is kept for the session."""
         _within.set((*_within.get(), scope))
         try:
             with scope:
                 await async_fn(*args)
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103 - keep_errors raises a cancellation again
             keep_errors(error, anyio.get_cancelled_exc_class(), lambda each: self._failed(each, scope))
         finally:
             del self._scopes[scope]

@@ -47,14 +47,16 @@ class Scaffold:
         local_init_op: Any = None,
     ) -> None:
         if init_fn is not None and not callable(init_fn):
-            raise InvalidTypeError(f"init_fn must be a function of (scaffold, session), not {kind_of(init_fn)}")
+            raise InvalidTypeError(
+                f"init_fn must be a function of (scaffold, session), not {kind_of(init_fn)}"
+            )
         self.init_op = init_op
         self.init_feed_dict = init_feed_dict
         self.init_fn = init_fn
         self.ready_op = ready_op
         self.local_init_op = local_init_op
 
-    async def initialize(self, session: Session) -> None:
+    async def initialize(self, session: Session) -> None:  # noqa: ASYNC910 - it waits if there is something to do
         """Give a session that was not restored its first values."""
         if self.init_op is not None:
             await session.run(self.init_op, self.init_feed_dict)
@@ -63,7 +65,7 @@ class Scaffold:
             if inspect.isawaitable(made):
                 await made
 
-    async def make_ready(self, session: Session) -> None:
+    async def make_ready(self, session: Session) -> None:  # noqa: ASYNC910 - it waits if there is something to do
         """Run what every new session needs, and see that it is ready."""
         if self.local_init_op is not None:
             await session.run(self.local_init_op)

@@ -191,7 +191,9 @@ def _overridden(hooks: Sequence[SessionRunHook], point: str) -> Overridden:
 def checked_hooks(hooks: Iterable[Any]) -> tuple[SessionRunHook, ...]:
     """The hooks of a new session; InvalidTypeError and InvalidArgumentError as contract L2 says."""
     if not isinstance(hooks, Iterable):
-        raise InvalidTypeError(f"hooks must be a list of SessionRunHooks, not {kind_of(hooks)}; put it in a list")
+        raise InvalidTypeError(
+            f"hooks must be a list of SessionRunHooks, not {kind_of(hooks)}; put it in a list"
+        )
     found: list[SessionRunHook] = []
     for hook in hooks:
         if not isinstance(hook, SessionRunHook):

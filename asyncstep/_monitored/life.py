@@ -66,7 +66,7 @@ class Life:
         self.recovering: anyio.Lock = anyio.Lock()
         self.in_flight: int = 0
         self.counts_steps = True
-        self.entered = False
+        self.entered: bool = False
         self.opened = False
         self.closing = False
         self.closed: bool = False
@@ -84,7 +84,9 @@ class Life:
         if self.closing:
             raise SessionClosedError("the session is closed, and a session is opened once; make a new one")
         if self.entered:
-            raise SessionClosedError("the session is open already, and a session is opened once; make a new one")
+            raise SessionClosedError(
+                "the session is open already, and a session is opened once; make a new one"
+            )
         self.entered = True
 
     def check_open(self) -> None:
@@ -142,7 +144,9 @@ class Life:
         for hook in chosen:
             if not any(hook is known for known in self.hooks):
                 raise InvalidArgumentError(f"{hook!r} is not a hook of this session")
-        places = tuple(place for place, known in enumerate(self.hooks) if any(known is hook for hook in chosen))
+        places = tuple(
+            place for place, known in enumerate(self.hooks) if any(known is hook for hook in chosen)
+        )
         if places not in self._tables:
             self._tables[places] = HookTable([self.hooks[place] for place in places])
         return self._tables[places]
@@ -184,7 +188,7 @@ class Life:
             transaction = transaction.outer
         return found
 
-    async def wait_for_steps(self, own: int) -> None:
+    async def wait_for_steps(self, own: int) -> None:  # noqa: ASYNC910 - it waits if there is something to wait for
         """Wait until no steps are in flight but `own` ones. Checkpoint: if there are others."""
         while self.in_flight > own:
             self._idle = anyio.Event()

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("asyncstep")
 
 
-async def loop(life: Life, step_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], workers: int) -> None:
+async def loop(
+    life: Life, step_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], workers: int
+) -> None:
     """Run a step function in `workers` tasks until the session stops (contract W)."""
     if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
         raise InvalidArgumentError(f"workers must be an int of at least 1, not {workers!r}")
@@ -68,7 +70,9 @@ async def after_absorbing(entered_with: NativeCancels, but: int = 0) -> None:
 class _Crew:
     """The workers of one loop."""
 
-    def __init__(self, life: Life, step_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], workers: int) -> None:
+    def __init__(
+        self, life: Life, step_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], workers: int
+    ) -> None:
         self.life = life
         self.step_fn = step_fn
         self.args = args
@@ -110,16 +114,16 @@ class _Crew:
                 await self.life.coord.wait_until_idle()
             self.life.coord.cancel_tasks()
 
-    async def _worker(self, index: int, scope: anyio.CancelScope) -> None:
+    async def _worker(self, index: int, scope: anyio.CancelScope) -> None:  # noqa: ASYNC910 - each step has one
         life = self.life
-        cancelled = anyio.get_cancelled_exc_class()
+        cancelled = anyio.get_cancelled_exc_class()  # noqa: ASYNC118 - of the loop that runs; read once
         try:
             while True:
                 life.turn = index
                 await run_step_fn(life, self.step_fn, self.args, index)
                 if life.turn == index and self.size > 1:
                     await anyio.lowlevel.checkpoint()  # nobody else has had a turn (contract W3)
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103 - keep_errors raises a cancellation again
             try:
                 keep_errors(error, cancelled, lambda each: self._failed(each, scope))
             except cancelled as cancellation:

@@ -75,12 +75,20 @@ class Recovery:
                 raise InvalidTypeError(f"Recovery(on=...) takes exception classes, not {kind!r}")
         if self.restore not in ("if_lost", "always"):
             raise InvalidArgumentError(f"restore must be 'if_lost' or 'always', not {self.restore!r}")
-        if not isinstance(self.max_attempts, int) or isinstance(self.max_attempts, bool) or self.max_attempts < 1:
-            raise InvalidArgumentError(f"max_attempts must be an int of at least 1, not {self.max_attempts!r}")
+        if (
+            not isinstance(self.max_attempts, int)
+            or isinstance(self.max_attempts, bool)
+            or self.max_attempts < 1
+        ):
+            raise InvalidArgumentError(
+                f"max_attempts must be an int of at least 1, not {self.max_attempts!r}"
+            )
         for name in ("wait_initial", "wait_max", "jitter"):
             seconds = getattr(self, name)
             if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
-                raise InvalidArgumentError(f"{name} must be a number of seconds of at least 0, not {seconds!r}")
+                raise InvalidArgumentError(
+                    f"{name} must be a number of seconds of at least 0, not {seconds!r}"
+                )
 
     def wait(self, attempt: int, uniform: Callable[[float, float], float] = random.uniform) -> float:
         """Seconds to wait after the failure of an attempt (1, 2, ...)."""
@@ -219,7 +227,10 @@ async def create(life: Life) -> Session:
                 raise
             seconds = recovery.wait(attempt)
             logger.warning(
-                "attempt %d to create the session failed and is made again in %.3g s: %r", attempt, seconds, error
+                "attempt %d to create the session failed and is made again in %.3g s: %r",
+                attempt,
+                seconds,
+                error,
             )
         await wait_or_stop(life, seconds)
         attempt += 1

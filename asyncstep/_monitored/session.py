@@ -38,7 +38,6 @@ from asyncstep._runtime.typed import typed_run
 from asyncstep.errors import (
     InvalidArgumentError,
     InvalidTypeError,
-    SessionClosedError,
     StopRequested,
     kind_of,
 )
@@ -103,9 +102,9 @@ class MonitoredSession:
         self._entered_with = NativeCancels()
         try:
             await _open(life)
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103 - `outcome` says what is raised: it, or what goes before it (contract C1)
             self._note_reason(error)
-            errors, meanwhile = await close(life, error)
+            errors, meanwhile = await close(life, error)  # noqa: ASYNC102 - what must not be cancelled is shielded inside (contract L6)
             final = outcome(_weigh(error, meanwhile, errors), errors, anyio.get_cancelled_exc_class())
             try:
                 if final is not None and final is not error:
@@ -125,9 +124,9 @@ class MonitoredSession:
         errors: list[BaseException] = []
         meanwhile: BaseException | None = None
         if not life.closing:
-            errors, meanwhile = await close(life, rest)
+            errors, meanwhile = await close(life, rest)  # noqa: ASYNC102 - what must not be cancelled is shielded inside (contract L6)
         else:
-            meanwhile = await until_closed(life)
+            meanwhile = await until_closed(life)  # noqa: ASYNC102 - what must not be cancelled is shielded inside (contract L6)
         final = outcome(_weigh(rest, meanwhile, errors), errors, anyio.get_cancelled_exc_class())
         absorbed = error is not None and final is None
         left_over = cancels_of_task_groups(error) if absorbed and error is not None else 0
@@ -138,7 +137,7 @@ class MonitoredSession:
         finally:
             del final, rest, meanwhile, errors, error
         if absorbed:
-            await after_absorbing(self._entered_with, left_over)
+            await after_absorbing(self._entered_with, left_over)  # noqa: ASYNC102 - what must not be cancelled is shielded inside (contract L6)
         return not same
 
     async def aclose(self) -> None:
@@ -192,7 +191,9 @@ class MonitoredSession:
         await begin_run(life)
         if options is not None or run_metadata is not None:
             check_options(options, run_metadata)
-        return await run_with_retries(life, RunCall(life.table_of(hooks), fetches, feed_dict, options, run_metadata, 0))
+        return await run_with_retries(
+            life, RunCall(life.table_of(hooks), fetches, feed_dict, options, run_metadata, 0)
+        )
 
     @typed_run
     async def run_without_hooks(
@@ -320,7 +321,9 @@ def _new_life(
 ) -> Life:
     """What a session shares, its arguments checked (contract L1, L2)."""
     if isinstance(grace, bool) or not isinstance(grace, (int, float)) or not grace >= 0 or math.isnan(grace):
-        raise InvalidArgumentError(f"stop_grace_period must be a number of seconds of at least 0, not {grace!r}")
+        raise InvalidArgumentError(
+            f"stop_grace_period must be a number of seconds of at least 0, not {grace!r}"
+        )
     if group is not None and not hasattr(group, "start_soon"):
         raise InvalidTypeError(f"task_group must be an anyio task group, not {kind_of(group)}")
     graph = getattr(creator, "graph", None) or get_default_graph()

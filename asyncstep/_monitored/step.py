@@ -57,7 +57,17 @@ class RunCall:
         final_errors: those of the transaction of the last attempt, if it failed.
     """
 
-    __slots__ = ("committed", "feeds", "fetches", "final_errors", "metadata", "options", "result", "table", "worker")
+    __slots__ = (
+        "committed",
+        "feeds",
+        "fetches",
+        "final_errors",
+        "metadata",
+        "options",
+        "result",
+        "table",
+        "worker",
+    )
 
     def __init__(
         self,
@@ -106,7 +116,7 @@ async def attempt_run(life: Life, call: RunCall, number: int, step: Transaction 
         except BaseException as error:
             if isinstance(error, Exception):
                 call.final_errors = transaction.final_errors
-            await _failed(life, call, transaction, raw, number, context, error)
+            await _failed(life, call, transaction, raw, number, context, error)  # noqa: ASYNC102 - each hook is told in a shield, within the grace period (contract R4)
             raise
         call.committed = True
         if values is not None:
@@ -119,7 +129,7 @@ async def attempt_run(life: Life, call: RunCall, number: int, step: Transaction 
                 try:
                     await method(context, values.of(place))
                 except BaseException as error:
-                    await _after_run_rest(life, context, values, table.after_run[index + 1 :], error)
+                    await _after_run_rest(life, context, values, table.after_run[index + 1 :], error)  # noqa: ASYNC102 - each hook is told in a shield, within the grace period (contract R4)
                     raise
         return call.result
     finally:
@@ -142,7 +152,11 @@ async def _evaluate_alone(call: RunCall, raw: Session, transaction: Transaction)
 
 
 async def _evaluate_with_hooks(
-    call: RunCall, raw: Session, transaction: Transaction, context: SessionRunContext, scope: CancelScope | None
+    call: RunCall,
+    raw: Session,
+    transaction: Transaction,
+    context: SessionRunContext,
+    scope: CancelScope | None,
 ) -> HookValues:
     """Every before_run, one evaluation, every before_commit; `scope` has the deadline of the caller's options."""
     table = call.table
@@ -199,7 +213,12 @@ async def _evaluate_for_all(
 
 def _extend(scope: CancelScope, asked: RunOptions | None, options: RunOptions | None) -> None:
     """Let a hook's longer timeout count in place of the caller's (see `merged`)."""
-    if asked is not None and options is not None and asked.timeout is not None and options.timeout is not None:
+    if (
+        asked is not None
+        and options is not None
+        and asked.timeout is not None
+        and options.timeout is not None
+    ):
         scope.deadline += options.timeout - asked.timeout
 
 
@@ -269,7 +288,11 @@ async def _failed(
 
 
 async def _tell_error(
-    life: Life, context: SessionRunContext, method: Callable[..., Awaitable[Any]], error: BaseException, hook: Any
+    life: Life,
+    context: SessionRunContext,
+    method: Callable[..., Awaitable[Any]],
+    error: BaseException,
+    hook: Any,
 ) -> Sequence[BaseException]:
     """Tell one hook, shielded; what came in between that is no Exception is returned (contract R4)."""
     try:
@@ -278,7 +301,7 @@ async def _tell_error(
     except Exception:
         logger.exception("on_run_error of %s failed, after %r", type(hook).__name__, error)
     except BaseException as later:  # noqa: ASYNC103 - raised when every hook has been told
-        return (later,)
+        return (later,)  # noqa: ASYNC104 - the caller raises it
     return ()
 
 
@@ -314,10 +337,16 @@ def _most_urgent(errors: list[BaseException], cancelled: type[BaseException]) ->
     failures = [error for error in errors if not isinstance(error, cancelled)]
     if not failures:
         return errors[0]
-    return failures[0] if len(failures) == 1 else BaseExceptionGroup("several hooks failed in after_run", failures)
+    return (
+        failures[0]
+        if len(failures) == 1
+        else BaseExceptionGroup("several hooks failed in after_run", failures)
+    )
 
 
-def _roll_back(life: Life, transaction: Transaction, error: BaseException, attempt: int, raw: Session) -> None:
+def _roll_back(
+    life: Life, transaction: Transaction, error: BaseException, attempt: int, raw: Session
+) -> None:
     """Roll back what raised an error, if it has not committed; its items are given again or parked (contract D1).
 
     A run inside a step function is not what is retried: its items wait until the step has ended.
@@ -341,12 +370,12 @@ async def run_with_retries(life: Life, call: RunCall) -> Any:
                 return await attempt_run(life, call, number, None, raw)
             except Exception as error:
                 if call.committed:
-                    if await _recovered_after_commit(life, error, raw):
+                    if await _recovered_after_commit(life, error, raw):  # noqa: ASYNC120 - a cancellation goes before an error (contract C1)
                         return call.result
                     raise
                 final = _is_final(error, call.final_errors)
                 call.final_errors = ()
-                if final or not await _retried(life, error, number, raw):
+                if final or not await _retried(life, error, number, raw):  # noqa: ASYNC120 - a cancellation goes before an error (contract C1)
                     raise
             number += 1
     finally:
@@ -392,7 +421,9 @@ class StepContext:
 
     __slots__ = ("_handled", "_life", "_stopped", "_transaction", "attempt", "session", "worker")
 
-    def __init__(self, life: Life, session: Session, transaction: Transaction, attempt: int, worker: int) -> None:
+    def __init__(
+        self, life: Life, session: Session, transaction: Transaction, attempt: int, worker: int
+    ) -> None:
         self._life = life
         self._transaction = transaction
         self._handled = sys.exception()
@@ -483,7 +514,9 @@ async def begin_run(life: Life, in_step: Transaction | None = None) -> None:
         life.raise_stop()
 
 
-async def run_step_fn(life: Life, step_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], worker: int) -> Any:
+async def run_step_fn(
+    life: Life, step_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], worker: int
+) -> Any:
     """One step: a call of a step function, with its retries."""
     await begin_run(life)
     number = 1
@@ -500,7 +533,7 @@ async def run_step_fn(life: Life, step_fn: Callable[..., Awaitable[Any]], args: 
                 return await _attempt_step_fn(life, raw, transaction, step_fn, args, number, worker)
             except Exception as error:
                 final = _is_final(error, transaction.final_errors)
-                if final or not await _retried(life, error, number, raw):
+                if final or not await _retried(life, error, number, raw):  # noqa: ASYNC120 - a cancellation goes before an error (contract C1)
                     raise
             finally:
                 transaction.final_errors = ()
@@ -526,7 +559,11 @@ async def _attempt_step_fn(
             try:
                 result = await step_fn(context, *args)
             except BaseException as error:
-                if context.asked_to_stop and take_out(error, life.session) is None and not _is_end_of_data(error, life):
+                if (
+                    context.asked_to_stop
+                    and take_out(error, life.session) is None
+                    and not _is_end_of_data(error, life)
+                ):
                     _commit_rest(transaction)  # contract T3
                 raise
             _commit_rest(transaction)
@@ -549,16 +586,21 @@ def _commit_rest(transaction: Transaction) -> None:
 
 
 def _is_end_of_data(error: BaseException, life: Life) -> bool:
-    return any(is_own_end(leaf, life.session) and not isinstance(leaf, StopRequested) for leaf in leaves(error))
+    return any(
+        is_own_end(leaf, life.session) and not isinstance(leaf, StopRequested) for leaf in leaves(error)
+    )
 
 
 def check_step_fn(step_fn: object, args: tuple[Any, ...]) -> None:
     """Refuse what is no coroutine function of a step context (and `args`)."""
     name = name_of(step_fn)
     if not callable(step_fn):
-        raise InvalidTypeError(f"a step function must be an async function of a StepContext, not {kind_of(step_fn)}")
+        raise InvalidTypeError(
+            f"a step function must be an async function of a StepContext, not {kind_of(step_fn)}"
+        )
     if not (
-        inspect.iscoroutinefunction(step_fn) or inspect.iscoroutinefunction(getattr(step_fn, "__call__", None))  # noqa: B004
+        inspect.iscoroutinefunction(step_fn)
+        or inspect.iscoroutinefunction(getattr(step_fn, "__call__", None))
     ):
         raise InvalidTypeError(f"the step function {name} is not `async def`")
     try:

@@ -114,7 +114,9 @@ def _timed(call: Callable[..., Awaitable[Any]], seconds: float, name: str) -> Ca
     return timed
 
 
-def _limited(call: Callable[..., Awaitable[Any]], limiter: anyio.CapacityLimiter) -> Callable[..., Awaitable[Any]]:
+def _limited(
+    call: Callable[..., Awaitable[Any]], limiter: anyio.CapacityLimiter
+) -> Callable[..., Awaitable[Any]]:
     async def limited(*args: Any, **kwargs: Any) -> Any:
         # On behalf of the call, not of the task: one task may evaluate several nodes with one limiter.
         borrower = object()

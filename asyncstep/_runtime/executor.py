@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-    from asyncstep._runtime.plan import Plan, Step
+    from asyncstep._runtime.plan import Plan
     from asyncstep._runtime.state import Transaction
 
 Timings = dict[str, tuple[float, float]]
@@ -176,7 +176,7 @@ class _Overlap:
                     self._finish(index)
                     return
                 values.append(value)
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103 - `run` raises what is kept (contract E1)
             if self._fail(error, index):
                 raise
 
@@ -222,7 +222,7 @@ class _Overlap:
                 if timings is not None:
                     self._time(index, began)
                 self._finish(index)
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103 - `run` raises what is kept (contract E1)
             if self._fail(error, index):
                 raise
         finally:
@@ -274,7 +274,9 @@ def _function_name(function: object) -> str:
 
 def raise_together(what: str, failures: list[BaseException]) -> NoReturn:
     """Raise one error as it is, several as a group; an interrupt goes before all (contract C1)."""
-    first = next((error for error in failures if isinstance(error, (KeyboardInterrupt, SystemExit))), failures[0])
+    first = next(
+        (error for error in failures if isinstance(error, (KeyboardInterrupt, SystemExit))), failures[0]
+    )
     try:
         if isinstance(first, (KeyboardInterrupt, SystemExit)):
             for other in failures:

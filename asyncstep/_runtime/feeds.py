@@ -28,7 +28,9 @@ def add_feeds(feeds: Feeds, owners: dict[Node[Any], str], given: object, owner: 
     for key, value in given.items():
         node = _node(key, owner, graph)
         if node in feeds:
-            raise InvalidArgumentError(f"the node {node.name!r} is fed twice: by {owners[node]} and by {owner}")
+            raise InvalidArgumentError(
+                f"the node {node.name!r} is fed twice: by {owners[node]} and by {owner}"
+            )
         if isinstance(value, Node):
             raise InvalidTypeError(
                 f"{owner} feeds the node {node.name!r} with the node {value.name!r}; feed a value"

@@ -157,7 +157,9 @@ def is_step(fetch: object) -> bool:
     """Whether it is a coroutine function that can be called without arguments."""
     if isinstance(fetch, Op) or not callable(fetch):
         return False
-    if not (inspect.iscoroutinefunction(fetch) or inspect.iscoroutinefunction(getattr(fetch, "__call__", None))):  # noqa: B004
+    if not (
+        inspect.iscoroutinefunction(fetch) or inspect.iscoroutinefunction(getattr(fetch, "__call__", None))
+    ):
         return False
     try:
         inspect.signature(fetch).bind()
@@ -186,10 +188,14 @@ def foreign(node: Node[Any], graph: Graph) -> InvalidArgumentError:
 def _bad_fetch(fetch: object) -> str:
     kinds = "a node, a node's name, a coroutine function without parameters, or a nesting of them"
     if isinstance(fetch, Op):
-        return f"cannot fetch the op {fetch.name!r} itself: call it to get a node, {fetch.name}{fetch.signature}"
+        return (
+            f"cannot fetch the op {fetch.name!r} itself: call it to get a node, {fetch.name}{fetch.signature}"
+        )
     if inspect.iscoroutine(fetch):
         fetch.close()
-        return f"cannot fetch the coroutine {fetch.__name__!r}: give the coroutine function, without calling it"
+        return (
+            f"cannot fetch the coroutine {fetch.__name__!r}: give the coroutine function, without calling it"
+        )
     if inspect.iscoroutinefunction(fetch):
         return (
             f"cannot fetch {fetch.__name__}{inspect.signature(fetch)}: a coroutine function that is fetched takes"

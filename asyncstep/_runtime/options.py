@@ -88,4 +88,6 @@ def deadline(seconds: float) -> Iterator[anyio.CancelScope]:
     with anyio.move_on_after(seconds) as scope:
         yield scope
     if scope.cancelled_caught:
-        raise DeadlineExceededError(f"the run took longer than its timeout of {seconds:g} s; it is rolled back")
+        raise DeadlineExceededError(
+            f"the run took longer than its timeout of {seconds:g} s; it is rolled back"
+        )

@@ -46,7 +46,18 @@ class Plan:
         inputs: for each step, the steps that it waits for.
     """
 
-    __slots__ = ("_consumers", "alone", "fed", "first", "inputs", "is_sequence", "late", "nodes", "outputs", "steps")
+    __slots__ = (
+        "_consumers",
+        "alone",
+        "fed",
+        "first",
+        "inputs",
+        "is_sequence",
+        "late",
+        "nodes",
+        "outputs",
+        "steps",
+    )
 
     def __init__(self, leaves: Sequence[Leaf], fed: Sequence[Node[Any]]) -> None:
         order, dependencies, late = _ordered(leaves, frozenset(fed))
@@ -120,7 +131,10 @@ def _needs(leaf: Leaf, fed: frozenset[Node[Any]]) -> tuple[Leaf, ...]:
 
 
 def _delay_targets(
-    needs: dict[Leaf, tuple[Leaf, ...]], users: dict[Leaf, list[Leaf]], leaves: Iterable[Leaf], fed: frozenset[Node[Any]]
+    needs: dict[Leaf, tuple[Leaf, ...]],
+    users: dict[Leaf, list[Leaf]],
+    leaves: Iterable[Leaf],
+    fed: frozenset[Node[Any]],
 ) -> None:
     """Let a node that is needed only as `node.after(others)` wait for the others itself."""
     fetched = set(leaves)
@@ -184,7 +198,9 @@ def _step(leaf: Leaf, slots: dict[Leaf, int]) -> Step:
             return (INLINE, _assign(leaf, slots), None)
         case Update():
             return (INLINE, _update(leaf, slots), None)
-        case After(target=Variable(name=name)) if leaf.target not in slots or slots[leaf.target] >= slots[leaf]:
+        case After(target=Variable(name=name)) if (
+            leaf.target not in slots or slots[leaf.target] >= slots[leaf]
+        ):
             return (INLINE, lambda _, transaction: transaction.read(name), None)
         case After(target=target):
             slot = slots[target]

@@ -120,10 +120,10 @@ class Session:
     ) -> None:
         await self.aclose()
 
-    async def aclose(self) -> None:
+    async def aclose(self) -> None:  # noqa: ASYNC910 - it waits if a source's closing does
         """Close the session and its sources; idempotent. Checkpoint: if a source's closing is one."""
         if self._store.closed:
-            return
+            return  # noqa: ASYNC910 - it waits if a source's closing does
         self._store.close()
         errors: list[BaseException] = []
         cancellation: BaseException | None = None
@@ -196,7 +196,9 @@ class Session:
                 transaction.merge(transaction.parent)
         except BaseException as error:
             ended = ends(error)
-            transaction.roll_back(Fate.PARK if isinstance(error, Exception) and not ended else Fate.GIVE_AGAIN)
+            transaction.roll_back(
+                Fate.PARK if isinstance(error, Exception) and not ended else Fate.GIVE_AGAIN
+            )
             parent = transaction.parent
             if ended and parent is not None and parent.owner is not None:
                 parent.owner.data_ended(error)
@@ -222,7 +224,9 @@ class Session:
         if self._opened and not self._store.closed:
             return
         if self._store.superseded:
-            raise SupersededError("this raw session was replaced by a recovery; use ctx.session of the new attempt")
+            raise SupersededError(
+                "this raw session was replaced by a recovery; use ctx.session of the new attempt"
+            )
         if self._store.closed:
             error = SessionClosedError("the session is closed")
         else:
@@ -241,7 +245,11 @@ class Session:
             if isinstance(fetches, Node):
                 request = self._requests.get(fetches)
                 return self._request_node(fetches) if request is None else request
-            if type(fetches) is FunctionType and fetches.__code__.co_flags & CO_COROUTINE and takes_nothing(fetches):
+            if (
+                type(fetches) is FunctionType
+                and fetches.__code__.co_flags & CO_COROUTINE
+                and takes_nothing(fetches)
+            ):
                 marker = ad_hoc(0)
                 plan = self._plans.get(marker) or self._compiled(marker, (marker,), ())
                 return Request(plan, (), (fetches,))
@@ -278,7 +286,11 @@ class Session:
         return plan
 
     async def evaluate(
-        self, request: Request, transaction: Transaction, options: RunOptions | None, metadata: RunMetadata | None
+        self,
+        request: Request,
+        transaction: Transaction,
+        options: RunOptions | None,
+        metadata: RunMetadata | None,
     ) -> list[Any]:
         """All values of a request's plan."""
         values = list(request.fed)
@@ -286,7 +298,12 @@ class Session:
             return await evaluate(request.plan, values, request.functions, transaction)
         timings = metadata.node_timings if options.trace and metadata is not None else None
         return await evaluate(
-            request.plan, values, request.functions, transaction, concurrency=options.concurrency, timings=timings
+            request.plan,
+            values,
+            request.functions,
+            transaction,
+            concurrency=options.concurrency,
+            timings=timings,
         )
 
 

@@ -164,7 +164,9 @@ class LocalStateStore:
         if self.superseded:
             raise SupersededError("the session recovered while this step was running; the step is run again")
         if self.closed:
-            error = SessionClosedError("the session is closed, so this step can no longer commit; it is rolled back")
+            error = SessionClosedError(
+                "the session is closed, so this step can no longer commit; it is rolled back"
+            )
             error.session = self
             raise error
 
@@ -172,7 +174,9 @@ class LocalStateStore:
         """Take all writes and items of a transaction at one instant; return the global step."""
         self.check_open()
         if transaction.owner is not None and transaction.owner.sealed:
-            raise SessionClosedError("the session is closed, so this step can no longer commit; it is rolled back")
+            raise SessionClosedError(
+                "the session is closed, so this step can no longer commit; it is rolled back"
+            )
         values = [(name, resolved(name, record, self)) for name, record in transaction.writes.items()]
         for name, record in values:
             self.values[name] = record.value
@@ -258,7 +262,11 @@ class Transaction:
     final_errors: tuple[BaseException, ...] = ()
 
     def __init__(
-        self, store: LocalStateStore, parent: Transaction | None, outer: Transaction | None, owner: Owner | None = None
+        self,
+        store: LocalStateStore,
+        parent: Transaction | None,
+        outer: Transaction | None,
+        owner: Owner | None = None,
     ) -> None:
         self.store = store
         self.parent = parent

@@ -41,7 +41,9 @@ class Reader:
     def state(self) -> SourceState:
         """How far the source is."""
         again = (position for _, taken in self._again for position in taken.positions)
-        return SourceState(self._positions.low, tuple(sorted((*self._given, *again))), tuple(sorted(self._parked)))
+        return SourceState(
+            self._positions.low, tuple(sorted((*self._given, *again))), tuple(sorted(self._parked))
+        )
 
     async def take(self, transaction: Transaction) -> Any:
         """The next item, or a list of `batch` items.

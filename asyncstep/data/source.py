@@ -23,7 +23,9 @@ class Source(Node[T], Generic[T]):
 
     __slots__ = ("_batch", "_drop_remainder", "_items", "_repeat")
 
-    def __init__(self, items: Any, name: str, batch: int | None, drop_remainder: bool, repeat: int | None) -> None:
+    def __init__(
+        self, items: Any, name: str, batch: int | None, drop_remainder: bool, repeat: int | None
+    ) -> None:
         self._items = items
         self._batch = batch
         self._drop_remainder = drop_remainder
@@ -98,7 +100,11 @@ def source(
 
 
 def _is_sequence(items: object) -> bool:
-    return hasattr(items, "__len__") and hasattr(items, "__getitem__") and not isinstance(items, (Mapping, AbstractSet))
+    return (
+        hasattr(items, "__len__")
+        and hasattr(items, "__getitem__")
+        and not isinstance(items, (Mapping, AbstractSet))
+    )
 
 
 def _check_items(items: object, name: str) -> None:

@@ -57,7 +57,9 @@ class Stream(ABC):
 
     def next_epoch(self) -> bool:
         """Go on to the next epoch; False if there is none, or the last was empty."""
-        if self.position == self._epoch_start or (self._repeat is not None and self.epoch + 1 >= self._repeat):
+        if self.position == self._epoch_start or (
+            self._repeat is not None and self.epoch + 1 >= self._repeat
+        ):
             return False
         self.epoch += 1
         self._epoch_start = self.position

@@ -370,7 +370,7 @@ def main(backend: str, scenario: str) -> None:
         anyio.run(
             globals()[scenario], backend="trio" if backend == "trio" else "asyncio", backend_options=options
         )
-    except BaseException as error:  # noqa: BLE001 - whatever it was is said
+    except BaseException as error:
         say(f"left by {type(error).__name__}")
     else:
         say("left normally")

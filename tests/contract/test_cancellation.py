@@ -3,8 +3,6 @@
 Native cancels are in test_native_cancel.py, signals in test_signals.py.
 """
 
-# ruff: noqa: PT012, SIM117 - the act of these tests is a block with its whole life, and nesting is order
-
 from __future__ import annotations
 
 import ast

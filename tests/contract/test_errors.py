@@ -1,7 +1,5 @@
 """Section E of the contract: which error leaves, in what company, and that none is dropped or told twice."""
 
-# ruff: noqa: PT012 - the act of these tests is a block with its whole life, and nesting is order
-
 from __future__ import annotations
 
 import logging

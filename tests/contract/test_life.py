@@ -1,7 +1,5 @@
 """Section L of the contract, rules 1 to 5: construction, opening, the end of the hooks, closing once."""
 
-# ruff: noqa: PT012, SIM117 - the act of these tests is a block with its whole life, and nesting is order
-
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable

@@ -1,8 +1,6 @@
 """Section L of the contract, rules 8 and 9: background tasks have a home, and a million steps leave no
 growth."""
 
-# ruff: noqa: PT012 - the act of these tests is a block with its whole life, and nesting is order
-
 from __future__ import annotations
 
 import gc

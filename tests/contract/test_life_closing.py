@@ -1,8 +1,6 @@
 """Section L of the contract, rules 6 and 7: closing is shielded and bounded, and nothing is open across the
 body."""
 
-# ruff: noqa: PT012, SIM117 - the act of these tests is a block with its whole life, and nesting is order
-
 from __future__ import annotations
 
 from collections.abc import AsyncIterator

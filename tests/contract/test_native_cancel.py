@@ -1,8 +1,6 @@
 """Rules C2, L6, L7 and S6 of the contract under asyncio's own cancellation: Task.cancel(), asyncio.timeout,
 wait_for and TaskGroup, which know nothing of anyio's scopes and shields."""
 
-# ruff: noqa: PT012 - the act of these tests is a block with its whole life, and nesting is order
-
 from __future__ import annotations
 
 import asyncio
