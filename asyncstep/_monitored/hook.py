@@ -14,9 +14,9 @@ from asyncstep.errors import InvalidArgumentError, InvalidTypeError, kind_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+    from asyncstep._monitored.attempt import RunCall
     from asyncstep._monitored.coordinator import Coordinator
     from asyncstep._monitored.life import Life
-    from asyncstep._monitored.step import RunCall
     from asyncstep._runtime.session import Session
 
     Overridden = tuple[tuple[int, "SessionRunHook", Callable[..., Awaitable[Any]]], ...]

@@ -9,20 +9,15 @@ import anyio
 
 from asyncstep._graph.graph import GLOBAL_STEP, Graph, get_default_graph
 from asyncstep._graph.variable import create_global_step
+from asyncstep._monitored.attempt import RunCall
 from asyncstep._monitored.closing import close, until_closed
 from asyncstep._monitored.creators import ChiefSessionCreator, Scaffold, SessionCreator
 from asyncstep._monitored.hook import ALL, HookTable, checked_hooks
 from asyncstep._monitored.life import Life
 from asyncstep._monitored.loop import after_absorbing, loop
 from asyncstep._monitored.recovery import Recovery, create
-from asyncstep._monitored.step import (
-    RunCall,
-    StepContext,
-    begin_run,
-    check_step_fn,
-    run_step_fn,
-    run_with_retries,
-)
+from asyncstep._monitored.run import begin_run, run_with_retries
+from asyncstep._monitored.step import StepContext, check_step_fn, run_step_fn
 from asyncstep._monitored.stop import (
     StopKind,
     StopReason,

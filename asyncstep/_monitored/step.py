@@ -1,413 +1,35 @@
-"""One attempt of one step, and the step context that a step function gets."""
+"""A step function: the context that it gets, and the call of it as one transaction (contract T3)."""
 
 from __future__ import annotations
 
 import inspect
-import logging
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import anyio
-from anyio.lowlevel import checkpoint_if_cancelled
-
-from asyncstep._graph.graph import GLOBAL_STEP
-from asyncstep._monitored.hook import ALL, SessionRunArgs, SessionRunContext, SessionRunValues
+from asyncstep._monitored.attempt import RunCall, attempt_run, roll_back
+from asyncstep._monitored.hook import ALL
 from asyncstep._monitored.recovery import (
-    is_transient,
-    may_retry,
-    note_attempts,
-    prepare_retry,
-    recover,
     recovered,
 )
+from asyncstep._monitored.run import begin_run, is_final, retried
 from asyncstep._monitored.stop import (
     StopKind,
-    is_interrupt,
     is_own_end,
     leaves,
     name_of,
     raise_as_is,
     take_out,
 )
-from asyncstep._runtime.executor import evaluate
-from asyncstep._runtime.options import RunMetadata, RunOptions, check_options, deadline, merged
-from asyncstep._runtime.session import CALLERS_FEEDS, ends, within
-from asyncstep._runtime.state import Fate, Transaction, current, live
+from asyncstep._runtime.options import RunMetadata, RunOptions, check_options
+from asyncstep._runtime.state import Transaction, current, live
 from asyncstep._runtime.typed import typed_run
 from asyncstep.errors import InvalidTypeError, StopRequested, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
-    from anyio import CancelScope
-
-    from asyncstep._monitored.hook import HookTable, SessionRunHook
     from asyncstep._monitored.life import Life
     from asyncstep._runtime.session import Session
-
-logger = logging.getLogger("asyncstep")
-
-
-class RunCall:
-    """What one monitored run was asked for, the same for all of its attempts; and what it came to.
-
-    Attributes:
-        committed: whether the step is done: an error that comes then is one of `after_run`.
-        result: what the caller gets, once committed.
-        final_errors: those of the transaction of the last attempt, if it failed.
-    """
-
-    __slots__ = (
-        "committed",
-        "feeds",
-        "fetches",
-        "final_errors",
-        "metadata",
-        "options",
-        "result",
-        "table",
-        "worker",
-    )
-
-    def __init__(
-        self,
-        table: HookTable,
-        fetches: Any,
-        feeds: Any,
-        options: RunOptions | None,
-        metadata: RunMetadata | None,
-        worker: int,
-    ) -> None:
-        self.table: HookTable = table
-        self.fetches: Any = fetches
-        self.feeds: Any = feeds
-        self.options: RunOptions | None = options
-        self.metadata: RunMetadata | None = metadata
-        self.worker: int = worker
-        self.committed: bool = False
-        self.result: Any = None
-        self.final_errors: tuple[BaseException, ...] = ()
-
-
-async def attempt_run(life: Life, call: RunCall, number: int, step: Transaction | None, raw: Session) -> Any:
-    """One attempt of one monitored run: contract R1, from `before_run` to `after_run`.
-
-    Whatever is raised before the commit has rolled it back, and `call.committed` is False.
-    """
-    raw.check_open()
-    table = call.table
-    before = live(current.get())
-    transaction = Transaction(raw.store, step, before, life)
-    transaction.counts = life.counts_steps
-    current.set(transaction)
-    context: SessionRunContext | None = None
-    try:
-        try:
-            if table.silent:
-                values = await _evaluate_alone(call, raw, transaction)
-            else:
-                context = SessionRunContext(life, raw, call, number)
-                if call.options is None or call.options.timeout is None:
-                    values = await _evaluate_with_hooks(call, raw, transaction, context, None)
-                else:
-                    with deadline(call.options.timeout) as scope:
-                        values = await _evaluate_with_hooks(call, raw, transaction, context, scope)
-            step_number = transaction.commit(GLOBAL_STEP)  # there is no await in it (contract R1e)
-        except BaseException as error:
-            if isinstance(error, Exception):
-                call.final_errors = transaction.final_errors
-            await _failed(life, call, transaction, raw, number, context, error)  # noqa: ASYNC102 - each hook is told in a shield, within the grace period (contract R4)
-            raise
-        call.committed = True
-        if values is not None:
-            values.metadata.global_step = values.global_step = step_number
-            values.metadata.attempt = number
-        if table.after_run:
-            assert context is not None and values is not None
-            for index, (place, hook, method) in enumerate(table.after_run):
-                context._hook = hook
-                try:
-                    await method(context, values.of(place))
-                except BaseException as error:
-                    await _after_run_rest(life, context, values, table.after_run[index + 1 :], error)  # noqa: ASYNC102 - each hook is told in a shield, within the grace period (contract R4)
-                    raise
-        return call.result
-    finally:
-        current.set(before)
-        transaction.owner = None
-        if transaction.final_errors:
-            transaction.final_errors = ()
-
-
-async def _evaluate_alone(call: RunCall, raw: Session, transaction: Transaction) -> HookValues | None:
-    """The evaluation of a run that no hook takes part in."""
-    request = raw.request_for(call.fetches, call.feeds)
-    if call.options is None:
-        outputs = await evaluate(request.plan, list(request.fed), request.functions, transaction)
-    else:
-        with within(call.options):
-            outputs = await raw.evaluate(request, transaction, call.options, call.metadata)
-    call.result = request.result(outputs)
-    return None if call.metadata is None else HookValues(None, call.options, call.metadata)
-
-
-async def _evaluate_with_hooks(
-    call: RunCall,
-    raw: Session,
-    transaction: Transaction,
-    context: SessionRunContext,
-    scope: CancelScope | None,
-) -> HookValues:
-    """Every before_run, one evaluation, every before_commit; `scope` has the deadline of the caller's options."""
-    table = call.table
-    asked: list[tuple[int, SessionRunArgs]] | None = None
-    for place, hook, method in table.before_run:
-        context._hook, context._told = hook, place
-        args = await method(context)
-        if args is not None:
-            asked = asked or []
-            asked.append((place, _checked_args(args, hook)))
-    context._told = len(table.hooks)
-    if asked is None and call.options is None and not table.before_commit:
-        request = raw.request_for(call.fetches, call.feeds)
-        outputs = await evaluate(request.plan, list(request.fed), request.functions, transaction)
-        call.result = request.result(outputs)
-        return HookValues(None, None, call.metadata)
-    return await _evaluate_for_all(call, raw, transaction, context, asked, scope)
-
-
-async def _evaluate_for_all(
-    call: RunCall,
-    raw: Session,
-    transaction: Transaction,
-    context: SessionRunContext,
-    asked: list[tuple[int, SessionRunArgs]] | None,
-    scope: CancelScope | None,
-) -> HookValues:
-    """One evaluation of what the caller and the hooks want; then every before_commit."""
-    hooks, options = call.table.hooks, call.options
-    fetches: list[Any] = [call.fetches]
-    feeds: list[tuple[Any, str]] = [(call.feeds, CALLERS_FEEDS)]
-    askers: list[int] = []
-    for place, args in asked or ():
-        if args.fetches is not None:
-            fetches.append(args.fetches)
-            askers.append(place)
-        feeds.append((args.feed_dict, f"the hook {type(hooks[place]).__name__}"))
-        if args.options is not None:
-            check_options(args.options, None)
-            options = args.options if options is None else merged(options, args.options)
-    request = raw.request(fetches, feeds)
-    values = HookValues(None, options, call.metadata)
-    if scope is not None:
-        _extend(scope, call.options, options)
-    with within(options if scope is None else None):
-        outputs = await raw.evaluate(request, transaction, options, values.metadata)
-        call.result, *results = request.results(outputs)
-        values.results = dict(zip(askers, results, strict=True))
-        for place, hook, method in call.table.before_commit:
-            context._hook = hook
-            await method(context, values.of(place))
-    return values
-
-
-def _extend(scope: CancelScope, asked: RunOptions | None, options: RunOptions | None) -> None:
-    """Let a hook's longer timeout count in place of the caller's (see `merged`)."""
-    if (
-        asked is not None
-        and options is not None
-        and asked.timeout is not None
-        and options.timeout is not None
-    ):
-        scope.deadline += options.timeout - asked.timeout
-
-
-def _checked_args(args: object, hook: SessionRunHook) -> SessionRunArgs:
-    if isinstance(args, SessionRunArgs):
-        return args
-    raise InvalidTypeError(
-        f"before_run of {type(hook).__name__} must return SessionRunArgs or None, not {kind_of(args)}"
-    )
-
-
-async def _after_run_rest(
-    life: Life,
-    context: SessionRunContext,
-    values: HookValues,
-    rest: Sequence[tuple[int, SessionRunHook, Callable[..., Awaitable[Any]]]],
-    first: BaseException,
-) -> None:
-    """One hook has raised after the commit: tell the others all the same, shielded (contract R4, T7).
-
-    Raises what is more urgent than `first`, if there is such.
-    """
-    errors = [first]
-    for place, hook, method in rest:
-        context._hook = hook
-        try:
-            with anyio.move_on_after(life.grace, shield=True):
-                await method(context, values.of(place))
-        except BaseException as error:  # noqa: ASYNC103 - raised below, when all hooks have been told
-            errors.append(error)
-    final = _most_urgent(errors, anyio.get_cancelled_exc_class())
-    try:
-        if final is not first:
-            raise_as_is(final)
-    finally:
-        errors.clear()
-        del final, first
-
-
-async def _failed(
-    life: Life,
-    call: RunCall,
-    transaction: Transaction,
-    raw: Session,
-    number: int,
-    context: SessionRunContext | None,
-    error: BaseException,
-) -> None:
-    """Roll back; tell the hooks that were told of the run (contract R4)."""
-    if any(ends(leaf) for leaf in leaves(error)):
-        life.data_ended(error)
-    _roll_back(life, transaction, error, number, raw)
-    if context is None:
-        return
-    later: list[BaseException] = []
-    for at, hook, method in call.table.on_run_error:
-        if at > context._told:
-            break
-        context._hook = hook
-        later.extend(await _tell_error(life, context, method, error, hook))
-    try:
-        if later and not isinstance(error, Exception) and not is_interrupt(error):
-            raise_as_is(later[0])
-    finally:
-        later.clear()
-        del error
-
-
-async def _tell_error(
-    life: Life,
-    context: SessionRunContext,
-    method: Callable[..., Awaitable[Any]],
-    error: BaseException,
-    hook: Any,
-) -> Sequence[BaseException]:
-    """Tell one hook, shielded; what came in between that is no Exception is returned (contract R4)."""
-    try:
-        with anyio.move_on_after(life.grace, shield=True):
-            await method(context, error)
-    except Exception:
-        logger.exception("on_run_error of %s failed, after %r", type(hook).__name__, error)
-    except BaseException as later:  # noqa: ASYNC103 - raised when every hook has been told
-        return (later,)  # noqa: ASYNC104 - the caller raises it
-    return ()
-
-
-class HookValues:
-    """The values that each hook sees: its own results only (contract R2)."""
-
-    __slots__ = ("_plain", "global_step", "metadata", "options", "results")
-
-    def __init__(
-        self, results: dict[int, Any] | None, options: RunOptions | None, metadata: RunMetadata | None
-    ) -> None:
-        self.results = results
-        self.options = options
-        self.metadata = RunMetadata() if metadata is None else metadata
-        self.global_step: int | None = None
-        self._plain: SessionRunValues | None = None
-
-    def of(self, place: int) -> SessionRunValues:
-        """What the hook at this place is given."""
-        if self.results is not None and place in self.results:
-            return SessionRunValues(self.results[place], self.options, self.metadata, self.global_step)
-        plain = self._plain
-        if plain is None or plain.global_step != self.global_step:
-            plain = self._plain = SessionRunValues(None, self.options, self.metadata, self.global_step)
-        return plain
-
-
-def _most_urgent(errors: list[BaseException], cancelled: type[BaseException]) -> BaseException:
-    """What is raised when several hooks raised after the commit: contract C1."""
-    for error in errors:
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            return error
-    failures = [error for error in errors if not isinstance(error, cancelled)]
-    if not failures:
-        return errors[0]
-    return (
-        failures[0]
-        if len(failures) == 1
-        else BaseExceptionGroup("several hooks failed in after_run", failures)
-    )
-
-
-def _roll_back(
-    life: Life, transaction: Transaction, error: BaseException, attempt: int, raw: Session
-) -> None:
-    """Roll back what raised an error, if it has not committed; its items are given again or parked (contract D1).
-
-    A run inside a step function is not what is retried: its items wait until the step has ended.
-    """
-    rest = take_out(error, life.session)
-    retried = transaction.parent is None and rest is not None and may_retry(life, rest, attempt, raw)
-    transaction.roll_back(Fate.PARK if isinstance(rest, Exception) and not retried else Fate.GIVE_AGAIN)
-
-
-async def run_with_retries(life: Life, call: RunCall) -> Any:
-    """A run of its own: attempts until one succeeds or may not be repeated (contract V1)."""
-    number = 1
-    life.in_flight += 1
-    try:
-        while True:
-            raw = life.raw
-            assert raw is not None
-            if raw.store.superseded:
-                raw = await recovered(life)
-            try:
-                return await attempt_run(life, call, number, None, raw)
-            except Exception as error:
-                if call.committed:
-                    if await _recovered_after_commit(life, error, raw):  # noqa: ASYNC120 - a cancellation goes before an error (contract C1)
-                        return call.result
-                    raise
-                final = _is_final(error, call.final_errors)
-                call.final_errors = ()
-                if final or not await _retried(life, error, number, raw):  # noqa: ASYNC120 - a cancellation goes before an error (contract C1)
-                    raise
-            number += 1
-    finally:
-        life.leave_step()
-
-
-async def _recovered_after_commit(life: Life, error: Exception, raw: Session) -> bool:
-    """Recover if an error of `after_run` tells that the raw session is lost; else it is to be raised (V6)."""
-    if raw.intact or not is_transient(life, error, raw):
-        await anyio.lowlevel.checkpoint_if_cancelled()
-        return False
-    logger.warning("a hook failed after the commit because the session is lost: %r", error)
-    await recover(life, raw, error)
-    return True
-
-
-def _is_final(error: BaseException, final_errors: tuple[BaseException, ...]) -> bool:
-    """Whether it is, or has in it, an error that no retry may take for a failure of the step.
-
-    Contract V6, E4: what the step had done is committed, or the error is that of a background task.
-    """
-    return any(leaf is final for final in final_errors for leaf in leaves(error))
-
-
-async def _retried(life: Life, error: Exception, number: int, raw: Session) -> bool:
-    """Prepare the next attempt; False if there is to be none."""
-    if may_retry(life, error, number, raw):
-        await prepare_retry(life, error, number, raw)
-        return True
-    if number > 1:
-        note_attempts(error, number)
-    return False
 
 
 class StepContext:
@@ -494,26 +116,6 @@ class StepContext:
         self._handled = None
 
 
-async def begin_run(life: Life, in_step: Transaction | None = None) -> None:
-    """What every run begins with: contract R1a, E4, S5.
-
-    A step in flight may go on after a stop that came from elsewhere, so that it can finish (contract W1);
-    a step that asked for the stop itself, or met the end of data, may not.
-    """
-    if not life.accepts(in_step):
-        raise life.not_open()
-    if life.pace.is_due():
-        await life.pace.turn()
-        if not life.accepts(in_step):
-            raise life.not_open()
-    else:
-        await checkpoint_if_cancelled()
-    if life.coord.has_errors:
-        life.raise_background_error()
-    if life.stop.reason is not None and (in_step is None or in_step.stop_asked):
-        life.raise_stop()
-
-
 async def run_step_fn(
     life: Life, step_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], worker: int
 ) -> Any:
@@ -532,8 +134,8 @@ async def run_step_fn(
                 raw.check_open()
                 return await _attempt_step_fn(life, raw, transaction, step_fn, args, number, worker)
             except Exception as error:
-                final = _is_final(error, transaction.final_errors)
-                if final or not await _retried(life, error, number, raw):  # noqa: ASYNC120 - a cancellation goes before an error (contract C1)
+                final = is_final(error, transaction.final_errors)
+                if final or not await retried(life, error, number, raw):  # noqa: ASYNC120 - a cancellation goes before an error (contract C1)
                     raise
             finally:
                 transaction.final_errors = ()
@@ -569,7 +171,7 @@ async def _attempt_step_fn(
             _commit_rest(transaction)
             return result
         except BaseException as error:
-            _roll_back(life, transaction, error, number, raw)
+            roll_back(life, transaction, error, number, raw)
             raise
     finally:
         current.set(before)
