@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from asyncstep._monitored.stop import keep_errors, leaves
+from asyncstep._monitored.stop import foremost, keep_errors
 from asyncstep._runtime.pace import runs_on_asyncio
 from asyncstep._runtime.session import Session
 from asyncstep._runtime.state import current
@@ -81,7 +81,7 @@ async def _undisturbed(work: Callable[[], Coroutine[Any, Any, None]]) -> BaseExc
         # trio does not cancel a task that waits for its children: a cancellation is seen here.
         await anyio.lowlevel.checkpoint_if_cancelled()
     except BaseException as error:  # noqa: ASYNC103 - the caller raises it
-        return next(leaves(error))  # noqa: ASYNC104, ASYNC910 - leaving the group is one; the caller raises it
+        return foremost(error)  # noqa: ASYNC104, ASYNC910 - leaving the group is one; the caller raises it
     return None
 
 

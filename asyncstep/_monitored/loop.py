@@ -11,9 +11,9 @@ import anyio
 from asyncstep._monitored.step import check_step_fn, run_step_fn
 from asyncstep._monitored.stop import (
     StopKind,
+    foremost,
     is_interrupt,
     keep_errors,
-    leaves,
     name_of,
     outcome,
     raise_as_is,
@@ -46,7 +46,7 @@ async def loop(
             with life.coord.running_in(group):
                 await crew.work(group)
     except BaseException as error:  # noqa: ASYNC103 - raised below, where it is weighed against the errors
-        meanwhile = next(leaves(error))
+        meanwhile = foremost(error)
     final = outcome(meanwhile or crew.cancellation, crew.take_errors(), anyio.get_cancelled_exc_class())
     meanwhile = None
     if final is not None:

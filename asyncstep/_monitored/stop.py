@@ -167,6 +167,11 @@ def keep_errors(
         del cancellations, rest, error
 
 
+def foremost(error: BaseException) -> BaseException:
+    """The leaf of an exception that goes before the others: an interrupt, else the first (contract C1)."""
+    return next((leaf for leaf in leaves(error) if is_interrupt(leaf)), None) or next(leaves(error))
+
+
 def is_interrupt(error: BaseException | None) -> bool:
     """Whether it ends the program: KeyboardInterrupt, SystemExit, or a generator that is thrown away."""
     return isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit))

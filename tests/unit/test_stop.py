@@ -13,6 +13,7 @@ from hypothesis import given, strategies as st
 from asyncstep import OutOfRangeError, StopKind, StopReason, StopRequested
 from asyncstep._monitored.stop import (
     StopLevel,
+    foremost,
     is_interrupt,
     is_own_end,
     leaves,
@@ -388,3 +389,12 @@ def test_the_name_of_a_function_is_its_qualified_name() -> None:
     """What has no name is shown as it is."""
     assert name_of(raised) == "raised"
     assert name_of(7) == "7"
+
+
+def test_an_interrupt_is_foremost() -> None:
+    """C1: what a nursery that was cancelled and interrupted at once raises is the interrupt."""
+    interrupt = KeyboardInterrupt()
+    first = Cancelled()
+    assert foremost(BaseExceptionGroup("both", [first, BaseExceptionGroup("inner", [interrupt])])) is interrupt
+    assert foremost(BaseExceptionGroup("both", [first, Cancelled()])) is first
+    assert foremost(first) is first
