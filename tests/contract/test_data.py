@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -12,6 +13,7 @@ import pytest
 from asyncstep import (
     AbortedError,
     ChiefSessionCreator,
+    DeadlineExceededError,
     Graph,
     MonitoredSession,
     OutOfRangeError,
@@ -33,9 +35,14 @@ from asyncstep.data import SourceState, source
 pytestmark = pytest.mark.anyio
 
 
-def monitored(graph: Graph, *hooks: SessionRunHook, **options: Any) -> MonitoredSession:
-    """A monitored session of `graph` with `hooks`."""
-    return MonitoredSession(ChiefSessionCreator(graph=graph), hooks, **options)
+@asynccontextmanager
+async def monitored(graph: Graph, *hooks: SessionRunHook, **options: Any) -> AsyncIterator[MonitoredSession]:
+    """A monitored session whose block is to run to its end: a stop that cuts it short is a failure."""
+    ended = False
+    async with MonitoredSession(ChiefSessionCreator(graph=graph), hooks, **options) as session:
+        yield session
+        ended = True
+    assert ended, f"the block was cut short: {session.stop_reason}"
 
 
 def finished(position: int) -> SourceState:
@@ -337,7 +344,7 @@ async def test_the_item_of_a_failed_step_is_parked(way: str) -> None:
         else:
             poison = op(lambda item: None)(letter)
     async with monitored(graph, Refuse()) as session:
-        with pytest.raises((ValueError, TimeoutError)):
+        with anyio.fail_after(5), pytest.raises((ValueError, DeadlineExceededError)):
             await session.run(poison, options=RunOptions(timeout=0.02) if way == "timeout" else None)
         state = session.source_state(letter)
         assert (state.position, state.parked) == (0, (0,))
@@ -898,7 +905,7 @@ async def test_the_end_of_data_is_a_clean_end() -> None:
     got: list[str] = []
     with Graph() as graph:
         letter = source("abc", name="letters")
-    async with monitored(graph) as session:
+    async with MonitoredSession(ChiefSessionCreator(graph=graph)) as session:
         while not session.should_stop():
             got.append(await session.run(letter))
     assert got == ["a", "b", "c"]
@@ -983,6 +990,41 @@ async def test_an_item_given_back_after_the_end_is_given_again() -> None:
             group.cancel_scope.cancel()
         assert await raw.run(letter) == "a"
         assert raw.source_state(letter) == finished(1)
+
+
+async def test_an_item_given_back_while_a_step_waits_for_more_is_given_before_the_end() -> None:
+    """D5, D1: a step that waits for a source which then ends gets the item that was given back meanwhile."""
+    started: list[str] = []
+    gate = anyio.Event()
+    got: list[str] = []
+
+    async def slow() -> AsyncIterator[str]:
+        yield "a"
+        await gate.wait()
+
+    with Graph() as graph:
+        letter = source(slow, name="letters")
+        held = hold(started, {}, letter)
+    async with monitored(graph) as session, anyio.create_task_group() as group:
+        scope = anyio.CancelScope()
+
+        async def run_cancelled() -> None:
+            with scope:
+                await session.run(held)
+
+        async def run() -> None:
+            got.append(await session.run(letter))
+
+        group.start_soon(run_cancelled)
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(run)
+        await anyio.wait_all_tasks_blocked()
+        scope.cancel()
+        await anyio.wait_all_tasks_blocked()
+        gate.set()
+        await anyio.wait_all_tasks_blocked()
+        assert (started, got) == (["a"], ["a"])
+        assert session.source_state(letter) == finished(1)
 
 
 async def test_two_sources_end_together_when_the_shorter_does() -> None:

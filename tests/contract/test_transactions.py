@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -48,9 +49,14 @@ class Window(SessionRunHook):
         return list(await self.session.run(list(names)))
 
 
-def monitored(graph: Graph, *hooks: SessionRunHook, **options: Any) -> MonitoredSession:
-    """A monitored session of `graph` with `hooks`."""
-    return MonitoredSession(ChiefSessionCreator(graph=graph), hooks, **options)
+@asynccontextmanager
+async def monitored(graph: Graph, *hooks: SessionRunHook, **options: Any) -> AsyncIterator[MonitoredSession]:
+    """A monitored session whose block is to run to its end: a stop that cuts it short is a failure."""
+    ended = False
+    async with MonitoredSession(ChiefSessionCreator(graph=graph), hooks, **options) as session:
+        yield session
+        ended = True
+    assert ended, f"the block was cut short: {session.stop_reason}"
 
 
 def at(point: str, act: Callable[[SessionRunContext], Awaitable[object]]) -> SessionRunHook:
@@ -400,7 +406,7 @@ async def test_a_step_function_that_asks_for_a_stop_commits() -> None:
         await ctx.session.run(write)
         ctx.request_stop("enough")
 
-    async with monitored(graph, window, Last()) as session:
+    async with MonitoredSession(ChiefSessionCreator(graph=graph), [window, Last()]) as session:
         await session.run_step_fn(step)
     assert seen == [["x"], [1]]
 

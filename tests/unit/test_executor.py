@@ -577,7 +577,7 @@ async def test_a_timeout_of_an_op_names_the_node() -> None:
     with Graph() as graph:
         node = op(name="too_slow", timeout=0.01)(anyio.sleep_forever)()
     async with Session(graph) as raw:
-        with pytest.raises(DeadlineExceededError, match="too_slow") as caught:
+        with anyio.fail_after(5), pytest.raises(DeadlineExceededError, match="too_slow") as caught:
             await raw.run(node)
     assert isinstance(caught.value, TimeoutError)
 
@@ -596,7 +596,8 @@ async def test_a_timeout_is_for_one_attempt() -> None:
     with Graph() as graph:
         node = slow_at_first()
     async with Session(graph) as raw:
-        assert await raw.run(node) == 3
+        with anyio.fail_after(5):
+            assert await raw.run(node) == 3
 
 
 async def test_an_own_timeout_error_of_an_op_is_left_alone() -> None:
