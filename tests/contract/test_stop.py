@@ -399,6 +399,31 @@ async def test_a_stop_in_a_child_task_swallowed_there_is_raised_by_the_parents_r
         assert await made.committed() == 0
 
 
+async def test_a_stop_in_a_task_of_somebody_else_is_raised_by_the_next_run_of_the_step() -> None:
+    """S3: nor whether that task came of the step; it is the step's context that asked."""
+    made = Counting()
+    contexts: list[StepContext] = []
+    given, asked = anyio.Event(), anyio.Event()
+
+    async def somebody_else() -> None:
+        await given.wait()
+        with pytest.raises(StopRequested):
+            contexts[0].request_stop("enough")
+        asked.set()
+
+    async def step(ctx: StepContext) -> None:
+        contexts.append(ctx)
+        given.set()
+        await asked.wait()
+        await ctx.run_with_hooks(made.bump)
+
+    async with entire(made.session) as session, anyio.create_task_group() as group:
+        group.start_soon(somebody_else)
+        with pytest.raises(StopRequested):
+            await session.run_step_fn(step)
+        assert await made.committed() == 0
+
+
 async def test_a_stop_while_a_cancellation_unwinds_raises_the_cancellation_again() -> None:
     """S3: the stop asked for in the clean-up of a cancelled step is set, and the cancellation leaves."""
     made = Counting()
@@ -636,6 +661,22 @@ async def test_a_run_after_the_stop_calls_no_hook() -> None:
             await session.run(fetch, hooks=[made.watcher])
         assert made.watcher.calls == []
         assert evaluated == []
+
+
+async def test_a_run_after_the_stop_that_its_own_step_brought_about_calls_no_hook() -> None:
+    """S5: a hook stopped in the step's first run; the step starts no second one."""
+    made = Counting(Stopper("after_run"))
+
+    async def step(ctx: StepContext) -> None:
+        await ctx.run_with_hooks(made.bump)
+        made.watcher.calls.clear()
+        await ctx.run_with_hooks(made.bump)
+
+    async with entire(made.session) as session:
+        with pytest.raises(StopRequested):
+            await session.run_step_fn(step)
+        assert made.watcher.calls == []
+        assert await made.committed() == 1
 
 
 async def test_a_step_function_after_the_stop_is_not_called() -> None:

@@ -204,6 +204,20 @@ async def test_an_interrupt_beside_a_stop_is_raised() -> None:
     assert caught.value is interrupt
 
 
+async def test_a_stop_that_is_absorbed_is_followed_by_a_checkpoint() -> None:
+    """S6, C2: also where the session was closed before, a cancellation is not overtaken by its stop."""
+    reached: list[str] = []
+    with anyio.CancelScope() as scope:
+        async with new_session() as session:
+            stop = await stop_of(session)
+            await session.aclose()
+            scope.cancel()
+            raise stop
+        reached.append("after the block")
+    assert scope.cancelled_caught
+    assert reached == []
+
+
 async def test_nested_sessions_absorb_each_its_own_stop() -> None:
     """S6: the inner session's stop ends the inner block only."""
     reached: list[str] = []
