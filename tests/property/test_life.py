@@ -11,8 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from asyncstep import Graph, MonitoredSession, SessionClosedError, StepContext, source
-
-from ..contract.life_parts import Oops, Recorder, RecordingCreator, leaves
+from tests.contract.life_parts import Oops, Recorder, RecordingCreator, leaves
 
 pytestmark = pytest.mark.anyio
 reproducible = settings(
@@ -41,7 +40,9 @@ class Expected:
     """What the contract says of one life."""
 
     journal: list[str] = field(default_factory=list)
-    raised: list[tuple[str, str]] = field(default_factory=list)  # (fail or interrupt, where), the body's first
+    raised: list[tuple[str, str]] = field(
+        default_factory=list
+    )  # (fail or interrupt, where), the body's first
     cancelled: bool = False
     clean: bool = True
 

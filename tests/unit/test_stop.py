@@ -395,6 +395,8 @@ def test_an_interrupt_is_foremost() -> None:
     """C1: what a nursery that was cancelled and interrupted at once raises is the interrupt."""
     interrupt = KeyboardInterrupt()
     first = Cancelled()
-    assert foremost(BaseExceptionGroup("both", [first, BaseExceptionGroup("inner", [interrupt])])) is interrupt
+    assert (
+        foremost(BaseExceptionGroup("both", [first, BaseExceptionGroup("inner", [interrupt])])) is interrupt
+    )
     assert foremost(BaseExceptionGroup("both", [first, Cancelled()])) is first
     assert foremost(first) is first
