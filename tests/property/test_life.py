@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from asyncstep import Graph, MonitoredSession, SessionClosedError, StepContext, source
-from tests.contract.life_parts import Oops, Recorder, RecordingCreator, leaves
+
+from ..contract.life_parts import Oops, Recorder, RecordingCreator, leaves  # noqa: TID252 - no package
 
 pytestmark = pytest.mark.anyio
 reproducible = settings(
