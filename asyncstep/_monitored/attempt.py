@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -12,12 +13,7 @@ from asyncstep._monitored.hook import SessionRunArgs, SessionRunContext, Session
 from asyncstep._monitored.recovery import (
     may_retry,
 )
-from asyncstep._monitored.stop import (
-    is_interrupt,
-    leaves,
-    raise_as_is,
-    take_out,
-)
+from asyncstep._monitored.stop import keep_errors, leaves, most_urgent, raise_as_is, take_out
 from asyncstep._runtime.executor import evaluate
 from asyncstep._runtime.options import RunMetadata, RunOptions, check_options, deadline, merged
 from asyncstep._runtime.session import CALLERS_FEEDS, ends, within
@@ -232,12 +228,10 @@ async def _after_run_rest(
     errors = [first]
     for place, hook, method in rest:
         context._hook = hook
-        try:
-            with anyio.move_on_after(life.grace, shield=True):
-                await method(context, values.of(place))
-        except BaseException as error:  # noqa: ASYNC103 - raised below, when all hooks have been told
-            errors.append(error)
-    final = _most_urgent(errors, anyio.get_cancelled_exc_class())
+        await _shielded(
+            life, f"after_run of {type(hook).__name__}", errors.append, method, context, values.of(place)
+        )
+    final = most_urgent(errors, anyio.get_cancelled_exc_class(), "hooks failed in after_run")
     try:
         if final is not first:
             raise_as_is(final)
@@ -261,36 +255,48 @@ async def _failed(
     roll_back(life, transaction, error, number, raw)
     if context is None:
         return
-    later: list[BaseException] = []
+    raised = [error]
     for at, hook, method in call.table.on_run_error:
         if at > context._told:
             break
         context._hook = hook
-        later.extend(await _tell_error(life, context, method, error, hook))
+        name = f"on_run_error of {type(hook).__name__}"
+        await _shielded(life, name, partial(_log_or_keep, name, raised), method, context, error)
+    final = most_urgent(raised, anyio.get_cancelled_exc_class(), "hooks were told of the failure of a run")
     try:
-        if later and not isinstance(error, Exception) and not is_interrupt(error):
-            raise_as_is(later[0])
+        if final is not error:
+            raise_as_is(final)
     finally:
-        later.clear()
-        del error
+        raised.clear()
+        del error, final
 
 
-async def _tell_error(
+def _log_or_keep(name: str, raised: list[BaseException], failure: BaseException) -> None:
+    """An error of a hook that is told of an error is logged; an interrupt or a cancellation is raised."""
+    if isinstance(failure, Exception):
+        logger.error("%s failed, after %r", name, raised[0], exc_info=failure)
+    else:
+        raised.append(failure)
+
+
+async def _shielded(
     life: Life,
-    context: SessionRunContext,
+    name: str,
+    keep: Callable[[BaseException], None],
     method: Callable[..., Awaitable[Any]],
-    error: BaseException,
-    hook: Any,
-) -> Sequence[BaseException]:
-    """Tell one hook, shielded; what came in between that is no Exception is returned (contract R4)."""
+    *args: Any,
+) -> None:
+    """Call a hook shielded, within the grace period; `keep` gets what it raised, or what came in between."""
     try:
-        with anyio.move_on_after(life.grace, shield=True):
-            await method(context, error)
-    except Exception:
-        logger.exception("on_run_error of %s failed, after %r", type(hook).__name__, error)
-    except BaseException as later:  # noqa: ASYNC103 - raised when every hook has been told
-        return (later,)  # noqa: ASYNC104 - the caller raises it
-    return ()
+        with anyio.move_on_after(life.grace, shield=True) as scope:
+            try:
+                await method(*args)
+            except BaseException as error:  # noqa: ASYNC103 - `keep_errors` raises a cancellation
+                keep_errors(error, anyio.get_cancelled_exc_class(), keep)
+    except anyio.get_cancelled_exc_class() as error:  # noqa: ASYNC103 - a native cancel; the caller raises it
+        keep(error)
+    if scope.cancelled_caught:
+        logger.error("%s was cancelled after the stop_grace_period of %g s", name, life.grace)
 
 
 class HookValues:
@@ -315,21 +321,6 @@ class HookValues:
         if plain is None or plain.global_step != self.global_step:
             plain = self._plain = SessionRunValues(None, self.options, self.metadata, self.global_step)
         return plain
-
-
-def _most_urgent(errors: list[BaseException], cancelled: type[BaseException]) -> BaseException:
-    """What is raised when several hooks raised after the commit: contract C1."""
-    for error in errors:
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            return error
-    failures = [error for error in errors if not isinstance(error, cancelled)]
-    if not failures:
-        return errors[0]
-    return (
-        failures[0]
-        if len(failures) == 1
-        else BaseExceptionGroup("several hooks failed in after_run", failures)
-    )
 
 
 def roll_back(life: Life, transaction: Transaction, error: BaseException, attempt: int, raw: Session) -> None:

@@ -177,6 +177,32 @@ def is_interrupt(error: BaseException | None) -> bool:
     return isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit))
 
 
+def most_urgent(
+    errors: Sequence[BaseException], cancelled: type[BaseException], message: str
+) -> BaseException:
+    """What is raised of several exceptions that came together: contract C1.
+
+    An interrupt, with the errors as notes on it (and in the log, for they are not raised); else the errors,
+    in a group called `message` if there are several; else a cancellation; else a stop.
+    """
+    failures = [each for each in errors if not (is_cancellation(each, cancelled) or _ends(each))]
+    interrupt = next(filter(is_interrupt, errors), None)
+    if interrupt is not None:
+        for failure in failures:
+            if not is_interrupt(failure):
+                add_note_once(interrupt, f"{message}: {failure!r}")
+                logger.error("%s; then %r came", message, interrupt, exc_info=failure)
+        return interrupt
+    if len(failures) > 1:
+        return BaseExceptionGroup(message, failures)
+    cancellations = [each for each in errors if is_cancellation(each, cancelled)]
+    return (failures or cancellations or errors)[0]
+
+
+def _ends(error: BaseException) -> bool:
+    return all(isinstance(leaf, StopRequested) for leaf in leaves(error))
+
+
 def outcome(
     body: BaseException | None, errors: Sequence[BaseException], cancelled: type[BaseException]
 ) -> BaseException | None:
