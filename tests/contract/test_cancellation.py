@@ -547,6 +547,65 @@ async def test_a_stuck_hook_beside_an_interrupt(caplog: pytest.LogCaptureFixture
         assert "on_session_error" in told
 
 
+@pytest.mark.parametrize("point", ["on_run_error", "after_run"])
+async def test_an_interrupt_beside_an_error_of_a_run(point: str, caplog: pytest.LogCaptureFixture) -> None:
+    """C1, C5, E3: an interrupt in a hook goes before the error of the run, which is noted on it and logged."""
+    interrupt, error = KeyboardInterrupt(), Oops("the run")
+    first = Recorder("a", [], **({"after_run": error} if point == "after_run" else {}))
+    second = Recorder("b", [], **{point: interrupt})
+
+    async def fetch() -> None:
+        if point == "on_run_error":
+            raise error
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        async with monitored(Graph(), first, second) as session:
+            await session.run(fetch)
+    assert caught.value is interrupt
+    assert "the run" in "".join(interrupt.__notes__)
+    assert "the run" in caplog.text
+
+
+async def test_a_hook_that_is_stuck_in_on_run_error(caplog: pytest.LogCaptureFixture) -> None:
+    """R4, E3: a hook that does not end when it is told of an error is cancelled after the grace period, and logged."""
+    journal: list[str] = []
+    error = Oops("the run")
+
+    async def stuck(*_: object) -> None:
+        await anyio.sleep_forever()
+
+    async def fail() -> None:
+        raise error
+
+    hooks = [Recorder("a", journal, on_run_error=stuck), Recorder("b", journal)]
+    async with monitored(Graph(), *hooks, stop_grace_period=0.1) as session:
+        with pytest.raises(Oops) as caught:
+            await session.run(fail)
+    assert caught.value is error
+    assert journal[-4:-2] == ["a.on_run_error", "b.on_run_error"]
+    assert "on_run_error of Recorder" in caplog.text
+
+
+async def test_a_cancellation_beside_a_stop_of_a_run() -> None:
+    """C1: of a hook that is cancelled in after_run and one that meets the stop there, the cancellation leaves."""
+    graph, _, _ = a_counter()
+    place = Place()
+    journal: list[str] = []
+
+    async def meet_stop(*_: object) -> None:
+        session.request_stop()
+        await session.run("count")
+
+    with place.scope:
+        async with monitored(
+            graph, Recorder("a", [], after_run=place), Recorder("b", [], after_run=meet_stop)
+        ) as session:
+            await session.run("count")
+        journal.append("not reached")
+    assert place.scope.cancelled_caught
+    assert journal == []
+
+
 async def test_an_interrupt_rolls_the_step_back() -> None:
     """C5, T4: an interrupted step leaves no trace."""
     graph, count, add = a_counter()

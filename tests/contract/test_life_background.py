@@ -4,6 +4,7 @@ growth."""
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -13,8 +14,12 @@ import anyio.lowlevel
 import pytest
 
 from asyncstep import (
+    AbortedError,
     Graph,
     MonitoredSession,
+    Recovery,
+    RunMetadata,
+    RunOptions,
     SessionRunArgs,
     StepContext,
     StopRequested,
@@ -277,7 +282,7 @@ def allocated() -> int:
 
 async def growth(step: Callable[[], Awaitable[object]], steps: int) -> int:
     """The memory blocks that a number of steps left behind, after a warm-up."""
-    for _ in range(2_000):
+    for _ in range(1_000):
         await step()
     before = allocated()
     for _ in range(steps):
@@ -292,7 +297,7 @@ class Watching(Recorder):
         return await self.acts[point](*args) if point in self.acts else None  # type: ignore[operator]
 
 
-STEPS = 10_000
+STEPS = 4_000
 
 
 def fetching_anew(session: MonitoredSession, graph: Graph) -> Callable[[], Awaitable[object]]:
@@ -372,6 +377,44 @@ def taking_items(session: MonitoredSession, graph: Graph) -> Callable[[], Awaita
     return lambda: session.run(graph["items"])
 
 
+def retried(session: MonitoredSession, graph: Graph) -> Callable[[], Awaitable[object]]:
+    """Runs that fail once each, and are run again."""
+    failed: list[bool] = []
+
+    async def fail_every_other_time() -> None:
+        failed.append(True)
+        if len(failed) == 1:
+            raise AbortedError
+        failed.clear()
+
+    return lambda: session.run([fail_every_other_time, "items"])
+
+
+def cancelled(session: MonitoredSession, graph: Graph) -> Callable[[], Awaitable[object]]:
+    """Runs that are cancelled after they took an item."""
+
+    async def run() -> None:
+        with anyio.CancelScope() as scope:
+
+            async def wait() -> None:
+                scope.cancel()
+                await anyio.lowlevel.checkpoint()
+
+            await session.run(["items", wait])
+
+    return run
+
+
+def overlapping(session: MonitoredSession, graph: Graph) -> Callable[[], Awaitable[object]]:
+    """Runs whose nodes overlap, with the times of the nodes."""
+
+    async def wait() -> None:
+        await anyio.lowlevel.checkpoint()
+
+    options = RunOptions(trace=True)
+    return lambda: session.run([wait, wait, wait], options=options, run_metadata=RunMetadata())
+
+
 @pytest.mark.parametrize(
     "kind",
     [
@@ -383,6 +426,9 @@ def taking_items(session: MonitoredSession, graph: Graph) -> Callable[[], Awaita
         failing,
         without_hooks,
         taking_items,
+        retried,
+        cancelled,
+        overlapping,
     ],
 )
 async def test_no_kind_of_step_leaves_growth(
@@ -397,8 +443,31 @@ async def test_no_kind_of_step_leaves_growth(
     async def args(_: object) -> SessionRunArgs:
         return SessionRunArgs({"count": graph["count1"]})
 
-    async with monitored(graph, Watching("a", [], before_run=args)) as session:
-        assert await growth(kind(session, graph), STEPS) < STEPS / 10
+    recovery = Recovery(wait_initial=0.0, jitter=0.0)
+    logging.disable(logging.CRITICAL)  # pytest keeps the records of the log
+    try:
+        async with monitored(graph, Watching("a", [], before_run=args), recovery=recovery) as session:
+            assert await growth(kind(session, graph), STEPS) < STEPS / 10
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+async def test_background_tasks_leave_no_growth() -> None:
+    """L9: nothing is kept of a background task that has ended."""
+    hook = Watching("a", [])
+
+    async def start_one() -> None:
+        ended = anyio.Event()
+
+        async def background() -> None:
+            ended.set()
+
+        hook.coord.start_soon(background)
+        await ended.wait()
+        await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as group, monitored(a_graph(), hook, task_group=group):
+        assert await growth(start_one, STEPS) < STEPS / 10
 
 
 async def test_a_loop_leaves_no_growth() -> None:
@@ -416,7 +485,7 @@ async def test_a_loop_leaves_no_growth() -> None:
 
     async def step(ctx: StepContext) -> None:
         await ctx.run_with_hooks(add)
-        if session.global_step >= 2_000 + len(blocks) * STEPS:
+        if session.global_step >= 1_000 + len(blocks) * STEPS:
             blocks.append(allocated())
         if len(blocks) > 1:
             ctx.request_stop()
