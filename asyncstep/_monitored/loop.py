@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from asyncstep._monitored.step import check_step_fn, run_step_fn
+from asyncstep._monitored.step import begin_run, check_step_fn, run_step_fn
 from asyncstep._monitored.stop import (
     StopKind,
     foremost,
@@ -20,7 +20,7 @@ from asyncstep._monitored.stop import (
     take_out,
 )
 from asyncstep._runtime.pace import NativeCancels
-from asyncstep.errors import InvalidArgumentError
+from asyncstep.errors import InvalidArgumentError, SessionClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -94,10 +94,11 @@ class _Crew:
         finally:
             self.life.stop.forget(self.wake.set)
         if self.life.stop.reason is None:
-            # A step was cancelled. If that came from outside of the loop, it is seen here too.
-            await anyio.lowlevel.checkpoint()
-            group.cancel_scope.cancel()
-            return
+            if self.cancellation is not None:
+                # A step was cancelled. If that came from outside of the loop, it is seen here too.
+                await anyio.lowlevel.checkpoint()
+                group.cancel_scope.cancel()
+            return  # else the session was closed, and the workers have ended
         # The last items were given to steps in flight: however long those take, the end of the data waits
         # for them (contract D5).
         at_end = self.life.stop.reason.kind is StopKind.END_OF_DATA
@@ -120,6 +121,12 @@ class _Crew:
         try:
             while True:
                 life.turn = index
+                try:
+                    await begin_run(life)
+                except SessionClosedError:
+                    if not life.closing:
+                        raise  # a background task's
+                    return  # noqa: ASYNC910 - closed meanwhile, the session has stopped (contract L5)
                 await run_step_fn(life, self.step_fn, self.args, index)
                 if life.turn == index and self.size > 1:
                     await anyio.lowlevel.checkpoint()  # nobody else has had a turn (contract W3)
@@ -135,6 +142,7 @@ class _Crew:
             self.working.discard(index)
             if not self.working:
                 self.done.set()
+                self.wake.set()
 
     def _failed(self, error: BaseException, scope: anyio.CancelScope) -> None:
         """A worker's error stops the session; the others finish their steps (contract W2)."""

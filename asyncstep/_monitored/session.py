@@ -215,6 +215,7 @@ class MonitoredSession:
         Checkpoint: always a cancel point; a schedule point at least once a millisecond.
         """
         check_step_fn(step_fn, args)
+        await begin_run(self._life)
         result: T = await run_step_fn(self._life, step_fn, args, 0)
         return result
 

@@ -119,8 +119,7 @@ class StepContext:
 async def run_step_fn(
     life: Life, step_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], worker: int
 ) -> Any:
-    """One step: a call of a step function, with its retries."""
-    await begin_run(life)
+    """One step, after `begin_run`: a call of a step function, with its retries."""
     number = 1
     life.in_flight += 1
     try:

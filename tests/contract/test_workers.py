@@ -221,6 +221,36 @@ async def test_a_loop_of_a_stopped_session_returns_at_once() -> None:
     assert calls == []
 
 
+async def test_a_loop_returns_when_its_session_is_closed() -> None:
+    """W1, L5: closed by another task, the session has stopped; the step in flight commits."""
+    made = Counting()
+    meeting = Meeting(2)
+    returned: list[bool] = []
+
+    async def step(ctx: StepContext) -> None:
+        await ctx.session.run(made.bump)
+        await meeting.wait()
+
+    async def loop() -> None:
+        await made.session.loop(step, workers=2)
+        returned.append(True)
+
+    class Reading(SessionRunHook):
+        async def end(self, session: Session) -> None:
+            last.append(await session.run(made.count))
+
+    last: list[int] = []
+    made.session = MonitoredSession(ChiefSessionCreator(graph=made.graph), hooks=[Reading()])
+    async with entire(made.session) as session, anyio.create_task_group() as group:
+        group.start_soon(loop)
+        await meeting.full.wait()
+        group.start_soon(session.aclose)
+        await anyio.wait_all_tasks_blocked()
+        meeting.go.set()
+    assert returned == [True]
+    assert last == [2]
+
+
 async def test_a_cancelled_loop_rolls_its_steps_back() -> None:
     """W1, T4: a cancellation from outside ends the workers, and leaves the loop."""
     made = Counting()
@@ -262,9 +292,9 @@ async def test_the_workers_of_a_loop_are_counted_from_zero() -> None:
     assert workers == {0, 1, 2, 3, 4}
 
 
-@pytest.mark.parametrize("workers", [0, -1])
-async def test_a_loop_needs_a_worker(workers: int) -> None:
-    """W1: a number of workers below one is refused before anything runs."""
+@pytest.mark.parametrize("workers", [0, -1, 1.5, True])
+async def test_a_loop_needs_a_worker(workers: Any) -> None:
+    """W1: anything but a whole number of at least one is refused before anything runs."""
     made = Counting()
 
     async def step(ctx: StepContext) -> None:
