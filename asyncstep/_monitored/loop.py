@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from asyncstep._monitored.step import begin_run, check_step_fn, run_step_fn
+from asyncstep._monitored.run import begin_run
+from asyncstep._monitored.step import check_step_fn, run_step_fn
 from asyncstep._monitored.stop import (
     StopKind,
     foremost,

@@ -316,7 +316,7 @@ async def test_closing_cancels_background_tasks_at_half_of_the_grace_period() ->
         finally:
             ended.append("cancelled")
 
-    async with coordinated(stop_grace_period=0.02) as (_, coord):
+    async with coordinated(stop_grace_period=1.0) as (_, coord):
         coord.start_soon(deaf)
         await anyio.wait_all_tasks_blocked()
     assert ended == ["cancelled"]
