@@ -19,6 +19,7 @@ from asyncstep._monitored.stop import (
     raise_as_is,
     take_out,
 )
+from asyncstep._runtime.state import current
 from asyncstep.errors import InvalidArgumentError, InvalidTypeError, kind_of
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class Coordinator:
     ) -> None:
         """One background task: its error is kept for the session."""
         _within.set((*_within.get(), scope))
+        current.set(None)  # what a step starts in the background is no part of the step (contract T8)
         try:
             with scope:
                 await async_fn(*args)

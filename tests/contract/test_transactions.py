@@ -14,6 +14,7 @@ import pytest
 from asyncstep import (
     AbortedError,
     ChiefSessionCreator,
+    Coordinator,
     Graph,
     MonitoredSession,
     Node,
@@ -1054,6 +1055,36 @@ async def test_the_session_of_a_step_that_is_over_is_a_plain_raw_session() -> No
         await session.run(node)
         await kept[0].session.run(add)
         assert await window.look("v") == [1]
+
+
+async def test_a_background_task_that_a_step_started_is_outside_the_step() -> None:
+    """T8, T4: what `coord.start_soon` starts in a step neither sees the step's writes nor is rolled back with it."""
+    done = anyio.Event()
+    seen: list[int] = []
+    with Graph() as graph:
+        v, w = Variable(0, name="v"), Variable(0, name="w")
+        write_v, write_w = v.assign(1), w.assign(1)
+        fail = op(raise_boom)().after(op(done.wait)())
+
+    class Background(SessionRunHook):
+        async def after_create_session(self, session: Session, coord: Coordinator) -> None:
+            self.raw, self.coord = session, coord
+
+        async def before_run(self, run_context: SessionRunContext) -> None:
+            await run_context.session.run(write_v)
+            self.coord.start_soon(self.look_and_write)
+
+        async def look_and_write(self) -> None:
+            seen.append(await self.raw.run(v))
+            await self.raw.run(write_w)
+            done.set()
+
+    async with anyio.create_task_group() as group:
+        async with monitored(graph, Background(), task_group=group) as session:
+            with pytest.raises(ValueError, match="boom"):
+                await session.run(fail)
+            assert await session.run([v, w], hooks=[]) == [0, 1]
+    assert seen == [0]
 
 
 async def test_a_raw_session_outside_any_step_commits_each_run() -> None:
