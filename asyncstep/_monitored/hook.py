@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -201,5 +202,18 @@ def checked_hooks(hooks: Iterable[Any]) -> tuple[SessionRunHook, ...]:
             raise InvalidTypeError(f"hooks must be SessionRunHooks, not {kind_of(hook)} ({hook!r:.80}){hint}")
         if any(hook is other for other in found):
             raise InvalidArgumentError(f"the hook {hook!r} is listed twice")
+        _check_methods(hook)
         found.append(hook)
     return tuple(found)
+
+
+def _check_methods(hook: SessionRunHook) -> None:
+    """Refuse a method that forgot its `async`: it would fail when the step is already under way."""
+    for point in vars(SessionRunHook):
+        function = getattr(getattr(hook, point), "__func__", None)
+        if point.startswith("_") or function is None or hasattr(function, "__wrapped__"):
+            continue
+        if not inspect.iscoroutinefunction(function):
+            raise InvalidTypeError(
+                f"{type(hook).__name__}.{point} is not `async def`; all methods of a hook are coroutine functions"
+            )

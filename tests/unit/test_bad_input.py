@@ -397,6 +397,19 @@ async def test_a_coroutine_function_to_fetch_has_no_parameters() -> None:
     assert evaluated == []
 
 
+async def test_a_class_is_no_fetch() -> None:
+    """An object with an async `__call__` can be fetched, its class cannot."""
+
+    class Fetch:
+        async def __call__(self) -> int:
+            return 1
+
+    async with Session(Graph()) as raw:
+        assert await raw.run(Fetch()) == 1
+        with pytest.raises(InvalidTypeError, match="type"):
+            await raw.run(Fetch)
+
+
 async def test_a_coroutine_or_a_call_of_an_op_is_told_what_to_write() -> None:
     """A coroutine object or an uncalled op in the fetches is refused by its name."""
 
@@ -425,6 +438,20 @@ def test_a_hook_is_a_session_run_hook(hook: Any, singular: bool) -> None:
             SingularMonitoredSession([hook], graph=Graph())
         else:
             monitored(Graph(), hook)
+
+
+@pytest.mark.parametrize(
+    "point", ["begin", "before_run", "before_commit", "after_run", "on_run_error", "end"]
+)
+def test_the_methods_of_a_hook_are_async(point: str) -> None:
+    """A hook whose method forgot its `async` is a TypeError when the session is made, not in a step."""
+
+    def forgot(self: Any, *args: Any) -> None:
+        """A method that is not async."""
+
+    hook = type("Forgetful", (SessionRunHook,), {point: forgot})()
+    with pytest.raises(InvalidTypeError, match=f"Forgetful.{point}"):
+        monitored(Graph(), hook)
 
 
 def test_hooks_are_a_list_of_hooks() -> None:
