@@ -178,6 +178,8 @@ def as_given(value: Any, inside: tuple[int, ...] = ()) -> Any:
 def _is_async(function: object) -> bool:
     if isinstance(function, functools.partial):
         return _is_async(function.func)
+    if isinstance(function, type):
+        return False  # it makes an object, which may have an async __call__
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)
     )

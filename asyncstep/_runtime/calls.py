@@ -37,10 +37,13 @@ def call_of(node: OpNode[Any]) -> tuple[Callable[..., Any], bool]:
 
 
 def _checked(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """A `def` function that must not return a coroutine: nobody would await it."""
+    """A `def` function that must not return a coroutine, which nobody would await, nor raise StopIteration."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        value = function(*args, **kwargs)
+        try:
+            value = function(*args, **kwargs)
+        except StopIteration as stop:
+            raise RuntimeError("a function raised StopIteration, which cannot leave a coroutine") from stop
         refuse_coroutine(value, f"the op of the node {name!r}")
         return value
 

@@ -101,7 +101,8 @@ class Flattening:
 
         def rebuild(values: Iterator[Any]) -> Any:
             result: dict[Any, Any] = {} if type(fetches) is dict else copy.copy(fetches)
-            result.update((key, part(values)) for key, part in zip(keys, parts, strict=True))
+            for key, part in zip(keys, parts, strict=True):
+                result[key] = part(values)
             return result
 
         return rebuild
@@ -155,7 +156,7 @@ class Flattening:
 
 def is_step(fetch: object) -> bool:
     """Whether it is a coroutine function that can be called without arguments."""
-    if isinstance(fetch, Op) or not callable(fetch):
+    if isinstance(fetch, (Op, type)) or not callable(fetch):
         return False
     if not (
         inspect.iscoroutinefunction(fetch) or inspect.iscoroutinefunction(getattr(fetch, "__call__", None))

@@ -223,6 +223,8 @@ def apply_update(name: str, function: Callable[..., Any], value: Any, args: tupl
     """The new value of a variable; an error gets a note that names the variable."""
     try:
         new = function(value, *args)
+    except StopIteration as stop:
+        raise RuntimeError(f"the update of the variable {name!r} raised StopIteration") from stop
     except Exception as error:
         add_note_once(error, f"in an update of the variable {name!r}")
         raise

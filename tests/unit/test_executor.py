@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import Mock
 
 import anyio
@@ -717,6 +718,46 @@ async def test_a_callable_object_is_an_op() -> None:
         node = op(name="add_two")(Add(2))(3)
     async with Session(graph) as raw:
         assert await raw.run(node) == 5
+
+
+async def test_a_class_is_an_op_that_makes_objects() -> None:
+    """An op of a class gives an object of it, also if such objects have an async `__call__`."""
+
+    class Pipeline:
+        async def __call__(self) -> int:
+            return 1
+
+    with Graph() as graph:
+        node = op(Pipeline)()
+    async with Session(graph) as raw:
+        assert isinstance(await raw.run(node), Pipeline)
+
+
+@pytest.mark.parametrize("offload", [None, "thread"])
+async def test_a_stop_iteration_leaves_a_run_as_a_runtime_error(offload: Literal["thread"] | None) -> None:
+    """StopIteration cannot leave a coroutine: Python makes it a RuntimeError, and the note names the node."""
+
+    def exhausted() -> int:
+        return next(iter(()))
+
+    with Graph() as graph:
+        node = op(offload=offload)(exhausted)()
+    async with Session(graph) as raw:
+        with pytest.raises(RuntimeError, match="StopIteration") as caught:
+            await raw.run(node)
+    assert isinstance(caught.value.__cause__, StopIteration)
+    assert any("exhausted" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict, Counter, defaultdict])
+async def test_a_fetched_mapping_keeps_its_kind_and_order(kind: type[dict[str, Any]]) -> None:
+    """Kinds of dict come back as what they were, key by key."""
+    with Graph() as graph:
+        fetches = kind()
+        fetches["second"], fetches["first"] = add(2), add(1)
+    async with Session(graph) as raw:
+        result = await raw.run(fetches)
+    assert type(result) is kind and list(result.items()) == [("second", 2), ("first", 1)]
 
 
 async def test_a_traced_run_tells_when_each_node_ran() -> None:
