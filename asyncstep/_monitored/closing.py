@@ -48,10 +48,13 @@ async def close(life: Life, body: BaseException | None) -> tuple[list[BaseExcept
     closing = _Closing(life, body)
     life.closing = True
     meanwhile = await _undisturbed(_uninterrupted(closing.run)) or closing.cancellation
-    # The tracebacks of the errors hold `closing`, which must not hold the errors (contract E5).
+    # The tracebacks of the errors hold `closing` and this frame, which must not hold them (contract E5).
     errors, closing.errors = closing.errors, []
     closing.body = closing.cancellation = None
-    return errors, meanwhile
+    try:
+        return errors, meanwhile
+    finally:
+        del body, errors, meanwhile
 
 
 async def until_closed(life: Life) -> BaseException | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,8 @@ from asyncstep._runtime.state import current
 from asyncstep.errors import InvalidArgumentError, InvalidTypeError, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
+    from types import TracebackType
 
     from anyio.abc import TaskGroup
 
@@ -148,13 +149,9 @@ class Coordinator:
         finally:
             self._stop_events.discard(event)
 
-    @asynccontextmanager
-    async def stop_on_exception(self) -> AsyncIterator[None]:
+    def stop_on_exception(self) -> AbstractAsyncContextManager[None]:
         """Report an Exception of the block to the coordinator, which stops the session, and absorb it."""
-        try:
-            yield
-        except Exception as error:
-            self.fail(take_out(error, self._life.session), "stop_on_exception")
+        return _StopOnException(self)
 
     def every(self, seconds: float, async_fn: Callable[..., Awaitable[Any]], *args: Any) -> None:
         """Call a coroutine function every so many seconds, until the stop; late ticks are skipped.
@@ -255,3 +252,26 @@ class Coordinator:
         for scope in scopes:
             scope.cancel()
         return [self._scopes[scope] for scope in scopes]
+
+
+class _StopOnException(AbstractAsyncContextManager[None]):
+    """Absorbs the Exceptions of its block.
+
+    No `contextlib.asynccontextmanager`: since Python 3.12 its frames would keep the error alive (contract E5).
+    """
+
+    def __init__(self, coord: Coordinator) -> None:
+        self._coord = coord
+
+    async def __aenter__(self) -> None:  # noqa: ASYNC910 - like `contextlib.suppress`
+        pass
+
+    async def __aexit__(  # noqa: ASYNC910 - like `contextlib.suppress`
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        coord = self._coord
+        coord.fail(take_out(error, coord._life.session), "stop_on_exception")
+        del error, trace
+        return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import anyio
 from asyncstep.errors import DeadlineExceededError, InvalidArgumentError, InvalidTypeError, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from types import TracebackType
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +81,34 @@ def check_options(options: object, metadata: object) -> None:
         raise InvalidTypeError(f"run_metadata must be a RunMetadata, not {kind_of(metadata)}")
 
 
-@contextmanager
-def deadline(seconds: float) -> Iterator[anyio.CancelScope]:
-    """Cancel the block after a time, and say so with DeadlineExceededError."""
-    with anyio.move_on_after(seconds) as scope:
-        yield scope
-    if scope.cancelled_caught:
-        raise DeadlineExceededError(
-            f"the run took longer than its timeout of {seconds:g} s; it is rolled back"
+class deadline:
+    """Cancel the block after a time, and say so with DeadlineExceededError.
+
+    No `contextlib.contextmanager`: since Python 3.12 its frames would keep the cancellation, and all that its
+    traceback holds, alive in a cycle (contract E5).
+    """
+
+    __slots__ = ("_scope", "_seconds")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._scope = anyio.CancelScope()
+
+    def __enter__(self) -> anyio.CancelScope:
+        self._scope.deadline = anyio.current_time() + self._seconds
+        return self._scope.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        absorbed = bool(self._scope.__exit__(kind, error, trace))
+        if not (absorbed and self._scope.cancelled_caught):
+            return absorbed
+        exceeded = DeadlineExceededError(
+            f"the run took longer than its timeout of {self._seconds:g} s; it is rolled back"
         )
+        try:
+            raise exceeded from None
+        finally:
+            exceeded.__context__ = None
+            del exceeded, error, trace

@@ -14,6 +14,7 @@ import pytest
 
 from asyncstep import (
     AbortedError,
+    Coordinator,
     Graph,
     MonitoredSession,
     OutOfRangeError,
@@ -428,3 +429,30 @@ async def test_nothing_of_a_background_error_stays_alive() -> None:
                     pass
                 await anyio.lowlevel.checkpoint()
                 assert watched.alive() == 0
+
+
+async def test_nothing_of_an_absorbed_error_stays_alive() -> None:
+    """E5, E4: an error that `coord.stop_on_exception()` absorbed, and a run raised, leaves nothing alive."""
+    watched = Watched()
+    coords: list[Coordinator] = []
+
+    async def keep(_: object, coord: Coordinator) -> None:
+        coords.append(coord)
+
+    async def fail() -> None:
+        payload = watched.make()
+        raise Oops("absorbed", payload)
+
+    async def nothing() -> None:
+        pass
+
+    async with monitored(Graph(), Forgetful("a", [], after_create_session=keep)) as session:
+        with no_collector():
+            async with coords[0].stop_on_exception():
+                await fail()
+            try:
+                await session.run(nothing)
+            except Oops:
+                pass
+            await anyio.lowlevel.checkpoint()
+            assert watched.alive() == 0

@@ -105,7 +105,7 @@ async def test_closing_cancels_what_does_not_stop() -> None:
 
     async with anyio.create_task_group() as group:
         hook = Recorder("a", [])
-        async with monitored(a_graph(), hook, task_group=group, stop_grace_period=0.1):
+        async with monitored(a_graph(), hook, task_group=group, stop_grace_period=0.5):
             hook.coord.start_soon(deaf)
             await started.wait()
         assert journal == ["cancelled"]
@@ -199,7 +199,7 @@ async def test_a_loop_does_not_wait_for_ever_for_its_background_tasks() -> None:
         ctx.request_stop()
 
     with anyio.fail_after(10):
-        async with monitored(a_graph(), hook, stop_grace_period=0.1) as session:
+        async with monitored(a_graph(), hook, stop_grace_period=0.5) as session:
             await session.loop(step)
             assert journal == ["cancelled"]
 

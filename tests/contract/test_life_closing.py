@@ -26,7 +26,7 @@ from .life_parts import Gate, Oops, Recorder, leaves, monitored
 
 pytestmark = pytest.mark.anyio
 
-SHORT = 0.1  # a grace period that a test waits for
+SHORT = 0.4  # a grace period that a test waits for, long enough for what comes after its half
 
 
 def a_counter() -> tuple[Graph, Variable[int], Node[int]]:
@@ -356,7 +356,7 @@ async def test_a_late_step_cannot_commit_while_hooks_end() -> None:
 
     async with anyio.create_task_group() as group:
         hook = Recorder("a", [], end=let_it_finish)
-        async with monitored(graph, hook, stop_grace_period=2 * SHORT) as session:
+        async with monitored(graph, hook, stop_grace_period=4 * SHORT) as session:
             group.start_soon(late)
             await gate.reached.wait()
     assert read == [0]
