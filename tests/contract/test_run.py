@@ -559,6 +559,21 @@ async def test_a_hook_that_hangs_in_on_run_error_is_given_the_grace_period() -> 
     assert hook.calls == ["before_run", "on_run_error"]
 
 
+async def test_a_stop_that_a_hook_meets_does_not_replace_a_cancellation() -> None:
+    """R4, C1: a hook that is told of a cancellation and then meets the stop leaves it a cancellation."""
+    with Graph() as graph:
+        node = op(anyio.sleep_forever)()
+
+    async def meet_the_stop() -> None:
+        session.request_stop()
+        await session.run(node)
+
+    async with monitored(graph, Acting("on_run_error", meet_the_stop)) as session:
+        with anyio.move_on_after(0.01) as scope:
+            await session.run(node)
+        assert scope.cancelled_caught
+
+
 async def test_each_attempt_gives_each_hook_one_ending() -> None:
     """R4: per attempt: a step that is retried gives on_run_error for the failed attempt, then after_run."""
     attempts: list[int] = []
