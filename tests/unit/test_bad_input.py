@@ -69,6 +69,31 @@ def test_a_wrong_argument_list_fails_where_the_node_is_made(build: Callable[[], 
     assert not graph.nodes
 
 
+def generate() -> Any:
+    """A generator function."""
+    yield 1
+
+
+async def generate_async() -> Any:
+    """An async generator function."""
+    yield 1
+
+
+@pytest.mark.parametrize("function", [generate, generate_async, tokenize])
+def test_a_generator_or_another_op_is_no_op(function: Any) -> None:
+    """An op is a function of one value: a generator function has many, and an op is one already."""
+    with pytest.raises(InvalidTypeError, match=r"generat|tokenize"):
+        op(function)
+
+
+@pytest.mark.parametrize("make", [Graph, Session])
+@pytest.mark.parametrize("bad", [3, tokenize])
+def test_a_graph_is_a_graph_and_its_name_a_string(make: Any, bad: Any) -> None:
+    """Something else for a graph, or for its name, is a TypeError."""
+    with pytest.raises(InvalidTypeError, match="graph"):
+        make(bad)
+
+
 @pytest.mark.parametrize("function", [3, None, "name", object()])
 def test_an_op_is_made_of_a_function(function: Any) -> None:
     """Something that cannot be called is no op."""
@@ -317,6 +342,22 @@ def test_a_source_parameter_that_cannot_be_is_refused(options: dict[str, Any], w
     assert not graph.nodes
 
 
+async def coroutine_of_items() -> list[int]:
+    """A coroutine function: what it returns has to be awaited first."""
+    return [1]
+
+
+def test_items_that_are_a_node_or_a_coroutine_function_are_refused() -> None:
+    """A source reads items itself: a node of them, or a coroutine function, is a TypeError that says so."""
+    with Graph() as graph:
+        node = placeholder("x")
+        bad: list[Any] = [node, coroutine_of_items]
+        for items in bad:
+            with pytest.raises(InvalidTypeError, match="items"):
+                source(items, name="items")
+    assert set(graph.nodes) == {"x"}
+
+
 async def test_a_function_that_gives_no_iterable_is_told_at_the_first_item() -> None:
     """A function of items must return an iterable or async iterable; the error names the source."""
     with Graph() as graph:
@@ -355,6 +396,7 @@ async def test_what_no_run_can_take_is_refused() -> None:
         cases: list[tuple[dict[str, Any], str]] = [
             ({"feed_dict": {"x": 1, x: 2}}, "x"),
             ({"feed_dict": [("x", 1)]}, "feed"),
+            ({"feed_dict": {x: node}}, "feed a value"),
             ({"options": {"timeout": 1}}, "options"),
             ({"run_metadata": {}}, "run_metadata"),
         ]

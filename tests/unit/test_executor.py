@@ -31,6 +31,7 @@ from asyncstep import (
     placeholder,
 )
 from asyncstep._runtime import plan, session
+from asyncstep.errors import InvalidTypeError
 
 pytestmark = pytest.mark.anyio
 
@@ -758,6 +759,83 @@ async def test_a_fetched_mapping_keeps_its_kind_and_order(kind: type[dict[str, A
     async with Session(graph) as raw:
         result = await raw.run(fetches)
     assert type(result) is kind and list(result.items()) == [("second", 2), ("first", 1)]
+
+
+class Words(list[Any]):
+    """A kind of list."""
+
+
+class Triple(tuple[Any, ...]):
+    """A kind of tuple without names."""
+
+    __slots__ = ()
+
+
+async def test_a_fetched_list_or_tuple_keeps_its_kind() -> None:
+    """Kinds of list and tuple come back as what they were."""
+    with Graph() as graph:
+        one, two = add(1), add(2)
+    async with Session(graph) as raw:
+        words, triple = await raw.run([Words([one, two]), Triple((one, two, one))])
+    assert (type(words), list(words)) == (Words, [1, 2])
+    assert (type(triple), tuple(triple)) == (Triple, (1, 2, 1))
+
+
+@pytest.mark.parametrize("beside", [False, True])
+async def test_an_error_of_a_fetched_function_names_it(beside: bool) -> None:
+    """A coroutine function that was fetched is named in the note on its error, alone or beside other nodes."""
+
+    async def fetch_the_page() -> None:
+        await anyio.lowlevel.checkpoint()
+        raise ValueError("boom")
+
+    with Graph() as graph:
+        others = [add_slowly(1), add_slowly(2)] if beside else []
+    async with Session(graph) as raw:
+        with pytest.raises(ValueError, match="boom") as caught:
+            await raw.run([fetch_the_page, *others])
+    assert any("fetch_the_page" in note for note in caught.value.__notes__)
+
+
+async def test_a_fetched_function_is_traced_by_its_name() -> None:
+    """The timings of a traced run have fetched coroutine functions, too."""
+    metadata = RunMetadata()
+
+    async def fetch_the_page() -> int:
+        return 1
+
+    async with Session(Graph()) as raw:
+        await raw.run(fetch_the_page, options=RunOptions(trace=True), run_metadata=metadata)
+    assert any("fetch_the_page" in name for name in metadata.node_timings)
+
+
+async def test_a_forgotten_await_is_refused() -> None:
+    """A `def` op or an update function that returns a coroutine is told to be `async def`, and no task warns."""
+
+    async def fetch() -> int:
+        return 1
+
+    with Graph() as graph:
+        node = op(name="fetching")(lambda: fetch())()
+        write = Variable(0, name="v").update(lambda _: fetch())  # type: ignore[arg-type, return-value]
+    async with Session(graph) as raw:
+        with pytest.raises(InvalidTypeError, match="fetching"):
+            await raw.run(node)
+        with pytest.raises(InvalidTypeError, match="'v'"):
+            await raw.run(write)
+        assert await raw.run("v") == 0
+
+
+async def test_the_cache_of_plans_is_bounded() -> None:
+    """However many different fetches a session is given, it keeps a bounded number of plans, and they all work."""
+    with Graph() as graph:
+        nodes = [add(i) for i in range(session.MOST_PLANS + 10)]
+    async with Session(graph) as raw:
+        for _ in range(2):
+            for i, node in enumerate(nodes):
+                assert await raw.run(node) == i
+                assert await raw.run([node]) == [i]
+        assert len(raw._plans) <= session.MOST_PLANS
 
 
 async def test_a_traced_run_tells_when_each_node_ran() -> None:
