@@ -112,6 +112,11 @@ def _check_items(items: object, name: str) -> None:
         raise InvalidTypeError(f"the source {name!r} is given the node {items.name!r}; give it the items")
     if _is_sequence(items):
         return
+    if isinstance(items, (set, frozenset)):
+        raise InvalidTypeError(
+            f"the items of the source {name!r} are {kind_of(items)}, whose order differs from process to process;"
+            " give a list, as in sorted(items), so that the source can go on where it was (contract D3)"
+        )
     if inspect.iscoroutinefunction(items):
         raise InvalidTypeError(
             f"the function of the source {name!r} is a coroutine function; give an async generator function,"

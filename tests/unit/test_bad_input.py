@@ -342,6 +342,14 @@ def test_a_source_parameter_that_cannot_be_is_refused(options: dict[str, Any], w
     assert not graph.nodes
 
 
+@pytest.mark.parametrize("items", [{"a", "b"}, frozenset("ab")])
+def test_items_without_an_order_are_refused(items: Any) -> None:
+    """A set has another order in the next process, so a source could not go on where it was (contract D3)."""
+    with Graph() as graph, pytest.raises(InvalidTypeError, match="order"):
+        source(items, name="items")
+    assert not graph.nodes
+
+
 async def coroutine_of_items() -> list[int]:
     """A coroutine function: what it returns has to be awaited first."""
     return [1]
