@@ -628,6 +628,17 @@ async def test_a_fed_node_is_not_evaluated_nor_what_only_it_needs() -> None:
         assert await session.run(last) == "lfsos"
 
 
+async def test_a_fed_write_writes_nothing_and_a_fed_source_gives_nothing() -> None:
+    """R5: feeding a node that has an effect takes the effect away, too."""
+    with Graph() as graph:
+        v = Variable(0, name="v")
+        write = v.assign(source([1, 2], name="items"))
+    async with monitored(graph) as session:
+        assert await session.run([write, v], {write: 7}) == [7, 0]
+        assert session.source_state("items").pending == () and session.source_state("items").position == 0
+        assert await session.run([write, v]) == [1, 1]
+
+
 async def test_names_and_nodes_are_the_same_key_of_a_feed() -> None:
     """R5: a feed by name is a feed of the node of that name."""
     with Graph() as graph:
