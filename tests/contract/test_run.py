@@ -140,6 +140,12 @@ def fed(run_context: SessionRunContext) -> Mapping[Any, Any]:
     return feeds
 
 
+async def passes_once_settled(scope: anyio.CancelScope) -> None:
+    """Let the deadline of a scope pass as soon as everybody waits."""
+    await anyio.wait_all_tasks_blocked()
+    scope.deadline = anyio.current_time()
+
+
 async def raise_boom() -> None:
     """Fail as user code fails."""
     raise ValueError("boom")
@@ -553,8 +559,10 @@ async def test_a_hook_that_hangs_in_on_run_error_is_given_the_grace_period() -> 
         node = op(anyio.sleep_forever)()
     hook = Acting("on_run_error", anyio.sleep_forever)
     async with monitored(graph, hook, stop_grace_period=0.05) as session:
-        with anyio.move_on_after(0.01) as scope:
-            await session.run(node)
+        async with anyio.create_task_group() as group:
+            with anyio.CancelScope() as scope:
+                group.start_soon(passes_once_settled, scope)
+                await session.run(node)
         assert scope.cancelled_caught
     assert hook.calls == ["before_run", "on_run_error"]
 
@@ -569,8 +577,10 @@ async def test_a_stop_that_a_hook_meets_does_not_replace_a_cancellation() -> Non
         await session.run(node)
 
     async with monitored(graph, Acting("on_run_error", meet_the_stop)) as session:
-        with anyio.move_on_after(0.01) as scope:
-            await session.run(node)
+        async with anyio.create_task_group() as group:
+            with anyio.CancelScope() as scope:
+                group.start_soon(passes_once_settled, scope)
+                await session.run(node)
         assert scope.cancelled_caught
 
 
@@ -1126,8 +1136,10 @@ async def test_an_outer_deadline_is_no_timeout_of_the_run() -> None:
         node = op(anyio.sleep_forever)()
     hook = Recorder()
     async with monitored(graph, hook) as session:
-        with anyio.move_on_after(0.01) as scope:
-            await session.run(node, options=RunOptions(timeout=60.0))
+        async with anyio.create_task_group() as group:
+            with anyio.CancelScope() as scope:
+                group.start_soon(passes_once_settled, scope)
+                await session.run(node, options=RunOptions(timeout=60.0))
         assert scope.cancelled_caught
     assert isinstance(hook.errors[0], anyio.get_cancelled_exc_class())
 
