@@ -365,6 +365,8 @@ async def interrupt_in_an_end() -> None:
 def main(backend: str, scenario: str) -> None:
     """Runs a scenario and says what left it."""
     faulthandler.dump_traceback_later(40, exit=True)
+    # A shell's background jobs, and so perhaps these tests, ignore SIGINT, and programs inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     options = {"use_uvloop": backend == "uvloop"} if backend != "trio" else {}
     try:
         anyio.run(
