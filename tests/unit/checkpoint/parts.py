@@ -1,0 +1,156 @@
+"""What the tests of checkpoints share: values through a tree and back, and disks that fail."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from asyncstep.checkpoint.arrays import Stored, Tensors
+from asyncstep.checkpoint.decoding import Restorer, decode
+from asyncstep.checkpoint.encoding import encode
+from asyncstep.checkpoint.file_system import OperatingSystem
+from asyncstep.checkpoint.local import LocalDirectory
+from asyncstep.checkpoint.state import CheckpointState
+from asyncstep.checkpoint.writing import CheckpointWriter
+
+
+def round_trip(value: Any, *, allow_pickle: bool = False) -> Any:
+    """The value as a checkpoint gives it back: through a tree, MessagePack and the bytes of its arrays."""
+    tensors = Tensors()
+    tree = encode(value, what="the value", tensors=tensors, allow_pickle=allow_pickle)
+    tree = msgspec.msgpack.decode(msgspec.msgpack.encode(tree))
+    stored = {
+        key: Stored(tensor.dtype, tensor.shape, bytearray(tensor.content()))
+        for key, tensor in tensors.by_key.items()
+    }
+    return decode(tree, Restorer(stored, allow_pickle=allow_pickle))
+
+
+def state(**variables: Any) -> CheckpointState:
+    """A state of these variables."""
+    return CheckpointState(variables=variables)
+
+
+def save(directory: Path, step: int, *, system: OperatingSystem | None = None, **variables: Any) -> Path:
+    """Save a checkpoint of a step and of these variables."""
+    with CheckpointWriter(LocalDirectory(directory, system=system), clock=lambda: 1000.0 + step) as writer:
+        return writer.write(state(global_step=step, **variables), step=step)
+
+
+class Crash(BaseException):
+    """The process is gone: nothing of it runs any more."""
+
+
+class FailingDisk(OperatingSystem):
+    """A disk on which one operation fails, counted from 0; `count` says how many there were.
+
+    Args:
+        fails: is asked with the number of each operation and its name; what it returns is raised.
+    """
+
+    def __init__(self, fails: Callable[[int, str], BaseException | None] = lambda number, name: None) -> None:
+        self.count = 0
+        self._fails = fails
+
+    def _step(self, name: str) -> None:
+        error = self._fails(self.count, name)
+        self.count += 1
+        if error is not None:
+            raise error
+
+    def make_directory(self, path: Path) -> None:
+        self._step("make_directory")
+        super().make_directory(path)
+
+    def create(self, path: Path) -> int:
+        self._step("create")
+        return super().create(path)
+
+    def write(self, descriptor: int, content: memoryview) -> int:
+        """Write at most half, so that every file takes several writes."""
+        self._step("write")
+        return super().write(descriptor, content[: max(1, len(content) // 2)])
+
+    def sync(self, descriptor: int) -> None:
+        self._step("sync")
+        super().sync(descriptor)
+
+    def sync_directory(self, path: Path) -> None:
+        self._step("sync_directory")
+
+    def rename(self, old: Path, new: Path) -> None:
+        self._step("rename")
+        super().rename(old, new)
+
+    def remove_tree(self, path: Path) -> None:
+        """Remove half, then the rest, so that a crash may come between."""
+        self._step("remove_tree")
+        for name in sorted(os.listdir(path))[::2]:
+            (path / name).unlink()
+        self._step("remove_tree")
+        super().remove_tree(path)
+
+
+def crashing_at(number: int) -> FailingDisk:
+    """A disk of a process that is killed at that operation."""
+    return FailingDisk(lambda count, name: Crash() if count >= number else None)
+
+
+def full_at(number: int) -> FailingDisk:
+    """A disk that is full from that operation on; removing still works."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    makes = ("make_directory", "create", "write", "sync")
+    return FailingDisk(lambda count, name: full if count >= number and name in makes else None)
+
+
+class ForgetfulDisk(FailingDisk):
+    """A disk that keeps nothing when the power goes but what was synced.
+
+    `lose_power` makes it so: files that were not synced are empty, entries of directories that were not
+    synced since are as they were.
+    """
+
+    def __init__(self, fails: Callable[[int, str], BaseException | None]) -> None:
+        super().__init__(fails)
+        self._paths: dict[int, Path] = {}
+        self._unsynced: set[Path] = set()
+        self._undo: list[tuple[Path, Callable[[], None]]] = []
+
+    def make_directory(self, path: Path) -> None:
+        super().make_directory(path)
+        self._undo.append((path.parent, lambda: shutil.rmtree(path, ignore_errors=True)))
+
+    def create(self, path: Path) -> int:
+        descriptor = super().create(path)
+        self._paths[descriptor] = path
+        self._unsynced.add(path)
+        self._undo.append((path.parent, lambda: path.unlink(missing_ok=True)))
+        return descriptor
+
+    def sync(self, descriptor: int) -> None:
+        super().sync(descriptor)
+        self._unsynced.discard(self._paths[descriptor])
+
+    def sync_directory(self, path: Path) -> None:
+        super().sync_directory(path)
+        self._undo = [(parent, undo) for parent, undo in self._undo if parent != path]
+
+    def rename(self, old: Path, new: Path) -> None:
+        super().rename(old, new)
+        self._unsynced = {new / path.name if path.parent == old else path for path in self._unsynced}
+        inside = [(new, undo) if parent == old else (parent, undo) for parent, undo in self._undo]
+        self._undo = [*inside, (new.parent, lambda: new.rename(old) if new.exists() else None)]
+
+    def lose_power(self) -> None:
+        """What was not synced is lost."""
+        for path in self._unsynced:
+            if path.exists():
+                path.write_bytes(b"")
+        for _, undo in reversed(self._undo):
+            undo()
