@@ -73,13 +73,13 @@ class FailingDisk(OperatingSystem):
         return super().create(path)
 
     def write(self, descriptor: int, content: memoryview) -> int:
-        """Write at most half, so that every file takes several writes."""
+        """Write half of what is long, so that files take several writes."""
         self._step("write")
-        return super().write(descriptor, content[: max(1, len(content) // 2)])
+        return super().write(descriptor, content[: len(content) // 2] if len(content) > 200 else content)
 
     def sync(self, descriptor: int) -> None:
+        """Let time pass as if; the power stays on."""
         self._step("sync")
-        super().sync(descriptor)
 
     def sync_directory(self, path: Path) -> None:
         self._step("sync_directory")
@@ -120,17 +120,19 @@ class ForgetfulDisk(FailingDisk):
         super().__init__(fails)
         self._paths: dict[int, Path] = {}
         self._unsynced: set[Path] = set()
-        self._undo: list[tuple[Path, Callable[[], None]]] = []
+        self._entries: list[
+            tuple[Path, Path | None]
+        ] = []  # what appeared in a directory, and its name before
 
     def make_directory(self, path: Path) -> None:
         super().make_directory(path)
-        self._undo.append((path.parent, lambda: shutil.rmtree(path, ignore_errors=True)))
+        self._entries.append((path, None))
 
     def create(self, path: Path) -> int:
         descriptor = super().create(path)
         self._paths[descriptor] = path
         self._unsynced.add(path)
-        self._undo.append((path.parent, lambda: path.unlink(missing_ok=True)))
+        self._entries.append((path, None))
         return descriptor
 
     def sync(self, descriptor: int) -> None:
@@ -139,18 +141,29 @@ class ForgetfulDisk(FailingDisk):
 
     def sync_directory(self, path: Path) -> None:
         super().sync_directory(path)
-        self._undo = [(parent, undo) for parent, undo in self._undo if parent != path]
+        self._entries = [(entry, before) for entry, before in self._entries if entry.parent != path]
 
     def rename(self, old: Path, new: Path) -> None:
         super().rename(old, new)
-        self._unsynced = {new / path.name if path.parent == old else path for path in self._unsynced}
-        inside = [(new, undo) if parent == old else (parent, undo) for parent, undo in self._undo]
-        self._undo = [*inside, (new.parent, lambda: new.rename(old) if new.exists() else None)]
+
+        def moved(path: Path) -> Path:
+            return new / path.name if path.parent == old else path
+
+        self._unsynced = set(map(moved, self._unsynced))
+        self._entries = [(moved(entry), before) for entry, before in self._entries]
+        self._entries.append((new, old))
 
     def lose_power(self) -> None:
         """What was not synced is lost."""
         for path in self._unsynced:
             if path.exists():
                 path.write_bytes(b"")
-        for _, undo in reversed(self._undo):
-            undo()
+        for entry, before in reversed(self._entries):
+            if not entry.exists():
+                continue
+            if before is not None:
+                entry.rename(before)
+            elif entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
