@@ -18,10 +18,12 @@ import anyio
 import click
 
 from asyncstep import StopKind, demo
+from asyncstep.checkpoint_commands import COMMANDS
 from asyncstep.hooks import SignalHook
+from asyncstep.terminal import print_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from asyncstep import SessionRunHook
 
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 @click.group()
 def main() -> None:
     """Run long async loops that are watched, stopped, killed and resumed without losing anything."""
+
+
+for command in COMMANDS:
+    main.add_command(command)
 
 
 @main.command("demo")
@@ -76,10 +82,10 @@ def run_demo(workers: int, backend: str, root: Path | None, progress: bool) -> N
     except KeyboardInterrupt:  # before the session was open, or the second Ctrl-C
         sys.exit(_ended_by(Signals.SIGINT))
     library = f"The standard library of Python {platform.python_version()}"
-    _print(_table(f"Python files in {root}" if root else library, values))
+    print_lines(_table(f"Python files in {root}" if root else library, values))
     if reason is not None and reason.kind is StopKind.SIGNAL:
         done = values["files"] + len(values["failed"])
-        _print([f"\nStopped by {reason.origin} after {done:,} of {len(files):,} files."])
+        print_lines([f"\nStopped by {reason.origin} after {done:,} of {len(files):,} files."])
         sys.exit(_ended_by(Signals[reason.origin]))
 
 
@@ -119,10 +125,3 @@ def _table(title: str, values: Mapping[str, Any]) -> Iterator[str]:
     if failed := values["failed"]:
         yield f"\nNot counted ({len(failed):,}):\n"
         yield from (f"  {path}: {why}" for path, why in failed)
-
-
-def _print(lines: Iterable[str]) -> None:
-    """Print, also what the terminal has no letters for."""
-    text = "\n".join(lines)
-    encoding = sys.stdout.encoding
-    click.echo(text.encode(encoding, "backslashreplace").decode(encoding))

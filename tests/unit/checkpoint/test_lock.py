@@ -82,7 +82,6 @@ def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, state(), step=1)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_children_do_not_keep_the_lock(tmp_path: Path) -> None:
     """K9: a child made by fork that outlives its killed parent does not hold the directory."""
     with holder(HOLDER_WITH_CHILD, tmp_path) as process:

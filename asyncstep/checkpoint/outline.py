@@ -1,0 +1,100 @@
+"""What is in a checkpoint, for people: also where the program's own types are not at hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from asyncstep.checkpoint.arrays import numpy_array, numpy_scalar, torch_tensor
+from asyncstep.checkpoint.registry import registration_named
+from asyncstep.errors import FailedPreconditionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from asyncstep.checkpoint.arrays import Stored
+
+
+class Stand:
+    """Stands for a value that is not made: an array that was not read, an instance of an unknown type, a pickle.
+
+    Attributes:
+        type: the name of the value's type.
+        text: how to show it.
+        shape: the shape of an array, else None.
+        dtype: the dtype of an array, else None.
+    """
+
+    __slots__ = ("dtype", "shape", "text", "type")
+
+    def __init__(
+        self, kind: str, text: str, *, shape: tuple[int, ...] | None = None, dtype: str | None = None
+    ) -> None:
+        self.type = kind
+        self.text = text
+        self.shape = shape
+        self.dtype = dtype
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class Outline:
+    """A `Rebuilder` that needs nothing of the program that wrote the checkpoint, and runs nothing.
+
+    Args:
+        stored: the arrays that were read; the others, and all where their library is missing, are shown by
+            dtype and shape.
+    """
+
+    def __init__(self, stored: Mapping[str, Stored]) -> None:
+        self._stored = stored
+
+    def registered(self, name: str, plain: Any) -> Any:
+        registration = registration_named(name)
+        if registration is not None:
+            try:
+                return registration.from_plain(plain)
+            except Exception:  # the type has changed since, or what it needs is not there
+                registration = None
+        return Stand(name, f"{name}({_arguments(plain)})")
+
+    def array(self, key: str, description: Any, shape: tuple[int, ...]) -> Any:
+        dtype = description if isinstance(description, str) else repr(description)
+        stand = Stand("numpy.ndarray", f"<array of {dtype}, shape {shape}>", shape=shape, dtype=dtype)
+        return self._read(key, lambda stored: numpy_array(stored, description, shape), stand)
+
+    def scalar(self, description: Any, content: Any) -> Any:
+        try:
+            return numpy_scalar(description, content)
+        except FailedPreconditionError:
+            return Stand("numpy.generic", f"<numpy scalar of {description}>")
+
+    def tensor(self, key: str, dtype: str, requires_grad: bool) -> Any:
+        stand = Stand("torch.Tensor", f"<tensor of {dtype}>", dtype=dtype)
+        return self._read(key, lambda stored: torch_tensor(stored, dtype, requires_grad), stand)
+
+    def pickled(self, content: bytes) -> Any:
+        return Stand("pickle", f"<pickle of {len(content)} bytes>")
+
+    def _read(self, key: str, make: Callable[[Stored], Any], stand: Stand) -> Any:
+        stored = self._stored.get(key)
+        if stored is None:
+            return stand
+        try:
+            return make(stored)
+        except FailedPreconditionError:
+            return stand
+
+
+def type_name(value: Any) -> str:
+    """The name of the type that the value has, or had when it was saved."""
+    if isinstance(value, Stand):
+        return value.type
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _arguments(plain: Any) -> str:
+    if isinstance(plain, dict) and all(isinstance(name, str) for name in plain):
+        return ", ".join(f"{name}={value!r}" for name, value in plain.items())
+    return repr(plain)
