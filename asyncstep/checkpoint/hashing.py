@@ -20,7 +20,7 @@ CHUNK = 4 * 2**20
 _WORTH_A_THREAD = 2**18
 _SHORT = 2**16
 
-_AHEAD = 16
+_AHEAD = 64
 """Chunks that may be written and not hashed yet; it bounds what copies of arrays take."""
 
 
