@@ -94,9 +94,6 @@ def verify_command(path: str) -> None:
     print_lines([f"{path} is sound"])
 
 
-COMMANDS = (list_command, show_command, verify_command)
-
-
 @contextmanager
 def _exit_codes() -> Iterator[None]:
     try:

@@ -18,7 +18,7 @@ import anyio
 import click
 
 from asyncstep import StopKind, demo
-from asyncstep.checkpoint_commands import COMMANDS
+from asyncstep.checkpoint_commands import list_command, show_command, verify_command
 from asyncstep.hooks import SignalHook
 from asyncstep.terminal import print_lines
 
@@ -33,8 +33,9 @@ def main() -> None:
     """Run long async loops that are watched, stopped, killed and resumed without losing anything."""
 
 
-for command in COMMANDS:
-    main.add_command(command)
+main.add_command(list_command)
+main.add_command(show_command)
+main.add_command(verify_command)
 
 
 @main.command("demo")

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import anyio.to_thread
 import numpy as np
@@ -26,7 +27,7 @@ async def measure(backend: str) -> list[Figure]:
         return [await _save(backend, Path(name), arrays)]
 
 
-async def _save(backend: str, place: Path, arrays: dict[str, np.ndarray]) -> Figure:
+async def _save(backend: str, place: Path, arrays: dict[str, Any]) -> Figure:
     state = CheckpointState(variables=arrays)
 
     def by_hand() -> None:

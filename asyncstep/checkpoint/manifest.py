@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -28,14 +29,16 @@ _FILE_NAME = re.compile(r"state\.msgpack|arrays-\d{5}\.safetensors", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
-class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+@dataclass(frozen=True, slots=True)
+class FileRecord:
     """One file of a checkpoint: its length in bytes, and its SHA-256 in hexadecimal digits."""
 
     size: int
     sha256: str
 
 
-class MetricRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+@dataclass(frozen=True, slots=True)
+class MetricRecord:
     """What `KeepBest` measured at the save; the value as Python writes a float, so inf and nan are kept."""
 
     name: str
@@ -47,7 +50,8 @@ class MetricRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return float(self.text)
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
     """What a checkpoint consists of.
 
     Attributes:

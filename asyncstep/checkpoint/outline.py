@@ -29,10 +29,10 @@ class Stand:
     def __init__(
         self, kind: str, text: str, *, shape: tuple[int, ...] | None = None, dtype: str | None = None
     ) -> None:
-        self.type = kind
-        self.text = text
-        self.shape = shape
-        self.dtype = dtype
+        self.type: str = kind
+        self.text: str = text
+        self.shape: tuple[int, ...] | None = shape
+        self.dtype: str | None = dtype
 
     def __repr__(self) -> str:
         return self.text

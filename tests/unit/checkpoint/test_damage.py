@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -236,7 +237,7 @@ def test_names_of_other_files_are_refused(path: Path, name: str) -> None:
 )
 def test_impossible_numbers_are_damage(path: Path, changes: dict[str, Any]) -> None:
     """Steps, times, sizes and checksums that cannot be are damage."""
-    manifest = msgspec.structs.replace(
+    manifest = dataclasses.replace(
         Manifest(step=7, time=0.0, files={STATE: FileRecord(1, "0" * 64)}), **changes
     )
     (path / MANIFEST).write_bytes(render(manifest))
