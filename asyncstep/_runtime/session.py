@@ -17,6 +17,7 @@ from asyncstep._runtime.fetches import Flattening, Leaf, ad_hoc, foreign
 from asyncstep._runtime.options import RunMetadata, RunOptions, check_options, deadline
 from asyncstep._runtime.pace import Pace
 from asyncstep._runtime.plan import Plan
+from asyncstep._runtime.snapshot import put_back, take
 from asyncstep._runtime.state import (
     Fate,
     LocalStateStore,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import TracebackType
 
+    from asyncstep._runtime.snapshot import Snapshot
     from asyncstep._runtime.state import SourceState
 
 MOST_PLANS = 512
@@ -153,6 +155,33 @@ class Session:
                 f"{self._graph.described} has no source named {name!r}{close_matches(name, self._graph.sources)}"
             )
         return self._store.reader(node).state()
+
+    def snapshot(self) -> Snapshot:
+        """The whole state between two commits, as a checkpoint has it (contract K1). Never waits.
+
+        Raises:
+            SessionClosedError: the session is not open.
+        """
+        self.check_open()
+        return take(self._graph, self._store)
+
+    async def restore(self, snapshot: Snapshot, *, strict: bool = True) -> None:
+        """Go back to a snapshot of a session of such a graph. Checkpoint: always.
+
+        Steps that are under way when it is called, and items that they were given, belong to the former state.
+
+        Raises:
+            SessionClosedError: the session is not open.
+            NotFoundError: names of variables, sources or tracked objects are on one side only; with
+                ``strict=False`` what both have is restored (contract K7).
+            InvalidArgumentError: an array has another dtype or shape than the variable's initial one.
+        """
+        self.check_open()
+        await anyio.lowlevel.checkpoint()
+        put_back(self._graph, self._store, snapshot, strict=strict)
+        readers, self._store.readers = self._store.readers, {}
+        for reader in readers.values():
+            await reader.aclose()
 
     @typed_run
     async def run(

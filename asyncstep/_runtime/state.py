@@ -79,6 +79,16 @@ class Reader(Protocol):
         """Close the iterators that are open."""
 
 
+class Stateful(Protocol):
+    """A hook whose state is saved and restored with the variables."""
+
+    def state_dict(self) -> Any:
+        """The state, as plain values."""
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Go back to a state that `state_dict` gave."""
+
+
 class Owner(Protocol):
     """The session whose step a transaction is."""
 
@@ -108,15 +118,35 @@ class LocalStateStore:
         closed: the raw session has ended; nothing can be committed any more.
         committed: whether a step of a monitored session has committed (contract V5).
         superseded: it was ended by a recovery (contract V2).
+        restored_sources: the states of sources that no step has asked for yet.
+        restored_hooks: the states of hooks in the snapshot that was put back, by the hooks' names.
+        restored_step: the global step of that snapshot.
+        stateful_hooks: the monitored session's hooks that have a state, by name.
     """
 
-    __slots__ = ("_changed", "closed", "committed", "readers", "stamps", "superseded", "values")
+    __slots__ = (
+        "_changed",
+        "closed",
+        "committed",
+        "readers",
+        "restored_hooks",
+        "restored_sources",
+        "restored_step",
+        "stamps",
+        "stateful_hooks",
+        "superseded",
+        "values",
+    )
 
     def __init__(self) -> None:
         self._changed: anyio.Event | None = None
         self.values: dict[str, Any] = {}
         self.stamps: dict[str, int] = {}
         self.readers: dict[str, Reader] = {}
+        self.restored_sources: dict[str, Any] = {}
+        self.restored_hooks: dict[str, Any] = {}
+        self.restored_step: int | None = None
+        self.stateful_hooks: dict[str, Stateful] = {}
         self.closed: bool = False
         self.committed: bool = False
         self.superseded: bool = False
@@ -127,6 +157,18 @@ class LocalStateStore:
             if variable.name not in self.values:
                 self.values[variable.name] = variable.initial_value()
                 self.stamps[variable.name] = next(_stamps)
+
+    def restore(self, variables: Mapping[str, Any], sources: Mapping[str, Any], step: int) -> None:
+        """Make these the committed values, and the sources' states."""
+        for name, value in variables.items():
+            self.values[name] = value
+            self.stamps[name] = next(_stamps)
+        self.restored_sources = dict(sources)
+        self.restored_step = step
+
+    def source_states(self) -> dict[str, Any]:
+        """How far each source is, those that no step has asked for yet included."""
+        return {**self.restored_sources, **{name: reader.snapshot() for name, reader in self.readers.items()}}
 
     def reader(self, source: Any) -> Reader:
         """What gives this session the items of a source."""
