@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
 from asyncstep._monitored.stop import StopKind
 from asyncstep._runtime.options import RunMetadata, RunOptions
+from asyncstep._runtime.state import Stateful
 from asyncstep.errors import InvalidArgumentError, InvalidTypeError, kind_of
 
 if TYPE_CHECKING:
@@ -187,6 +188,17 @@ def _overridden(hooks: Sequence[SessionRunHook], point: str) -> Overridden:
         for place, hook in enumerate(hooks)
         if getattr(getattr(hook, point), "__func__", None) is not default
     )
+
+
+def stateful(hooks: Iterable[SessionRunHook]) -> dict[str, Stateful]:
+    """The hooks whose state is saved with the variables, by the names of their classes, numbered if need be."""
+    found: dict[str, Stateful] = {}
+    for hook in hooks:
+        if isinstance(hook, Stateful):
+            kind = type(hook).__name__
+            number = sum(isinstance(other, SessionRunHook) and type(other).__name__ == kind for other in found.values())
+            found[f"{kind}_{number}" if number else kind] = hook
+    return found
 
 
 def checked_hooks(hooks: Iterable[Any]) -> tuple[SessionRunHook, ...]:

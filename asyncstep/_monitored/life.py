@@ -8,7 +8,7 @@ import anyio
 
 from asyncstep._graph.graph import GLOBAL_STEP
 from asyncstep._monitored.coordinator import Coordinator
-from asyncstep._monitored.hook import ALL, HookTable
+from asyncstep._monitored.hook import ALL, HookTable, stateful
 from asyncstep._monitored.stop import StopKind, StopLevel, StopReason, leaves, raise_as_is
 from asyncstep._runtime.pace import Pace
 from asyncstep._runtime.state import current
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from asyncstep._monitored.hook import SessionRunHook
     from asyncstep._monitored.recovery import Recovery
     from asyncstep._runtime.session import Session
-    from asyncstep._runtime.state import Transaction
+    from asyncstep._runtime.state import Stateful, Transaction
 
 
 class Life:
@@ -53,6 +53,7 @@ class Life:
         self.session = session
         self.creator = creator
         self.hooks = hooks
+        self.stateful_hooks: dict[str, Stateful] = stateful(hooks)
         self.graph = graph
         self.grace = grace
         self.recovery = recovery

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 from dataclasses import dataclass
@@ -248,4 +249,13 @@ async def _created(life: Life) -> Session:
     if not raw.opened:
         await raw.__aenter__()
     raw.store.initialize(life.graph.variables.values())
+    raw.store.stateful_hooks = life.stateful_hooks
+    restore_hooks(raw)
     return raw
+
+
+def restore_hooks(raw: Session) -> None:
+    """Give the hooks the states that the checkpoint has of them (contract K1)."""
+    for name, state in raw.store.restored_hooks.items():
+        if name in raw.store.stateful_hooks:
+            raw.store.stateful_hooks[name].load_state_dict(copy.deepcopy(state))

@@ -15,7 +15,7 @@ from asyncstep._monitored.creators import ChiefSessionCreator, Scaffold, Session
 from asyncstep._monitored.hook import ALL, HookTable, checked_hooks
 from asyncstep._monitored.life import Life
 from asyncstep._monitored.loop import after_absorbing, loop
-from asyncstep._monitored.recovery import Recovery, create
+from asyncstep._monitored.recovery import Recovery, create, restore_hooks
 from asyncstep._monitored.run import begin_run, run_with_retries
 from asyncstep._monitored.step import StepContext, check_step_fn, run_step_fn
 from asyncstep._monitored.stop import (
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from asyncstep._graph.node import Node
     from asyncstep._monitored.hook import SessionRunHook
     from asyncstep._runtime.session import Session
+    from asyncstep._runtime.snapshot import Snapshot
     from asyncstep._runtime.state import SourceState
 
 T = TypeVar("T")
@@ -263,12 +264,26 @@ class MonitoredSession:
         """How many times the raw session was made anew (contract V4)."""
         return self._life.recoveries
 
-    def source_state(self, source: Node[Any] | str) -> SourceState:
-        """How far a source is: its low-water mark, what is pending, what is parked."""
+    def snapshot(self) -> Snapshot:
+        """The whole state between two commits, as a checkpoint has it (contract K1). Never waits."""
+        return self.incarnation().snapshot()
+
+    async def restore(self, snapshot: Snapshot, *, strict: bool = True) -> None:
+        """Go back to a snapshot; see `Session.restore`. Checkpoint: always."""
+        raw = self.incarnation()
+        await raw.restore(snapshot, strict=strict)
+        restore_hooks(raw)
+
+    def incarnation(self) -> Session:
+        """The raw session of the present incarnation; a recovery replaces it."""
         life = self._life
         if life.raw is None or life.closed:
             raise life.not_open()
-        return life.raw.source_state(source)
+        return life.raw
+
+    def source_state(self, source: Node[Any] | str) -> SourceState:
+        """How far a source is: its low-water mark, what is pending, what is parked."""
+        return self.incarnation().source_state(source)
 
     def _note_reason(self, error: BaseException | None) -> None:
         """The stop reason of a session that ends with an error, if it has none (contract S1)."""

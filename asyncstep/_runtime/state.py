@@ -16,7 +16,7 @@ import itertools
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import anyio
 
@@ -24,7 +24,7 @@ from asyncstep._runtime.calls import refuse_coroutine
 from asyncstep.errors import AbortedError, FailedPreconditionError, SessionClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from asyncstep._graph.variable import Variable
 
@@ -75,10 +75,14 @@ class Reader(Protocol):
     def state(self) -> SourceState:
         """How far the source is."""
 
+    def snapshot(self) -> Any:
+        """How far the source is, as plain values for a checkpoint."""
+
     async def aclose(self) -> None:
         """Close the iterators that are open."""
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """A hook whose state is saved and restored with the variables."""
 
