@@ -41,6 +41,7 @@ from asyncstep.errors import (
     StopRequested,
     UnavailableError,
 )
+from asyncstep.training import MonitoredTrainingSession
 
 __all__ = [
     "ALL",
@@ -55,6 +56,7 @@ __all__ = [
     "Graph",
     "InvalidArgumentError",
     "MonitoredSession",
+    "MonitoredTrainingSession",
     "NanLossError",
     "Node",
     "NotFoundError",

@@ -6,12 +6,18 @@ import inspect
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
+import anyio
+import anyio.to_thread
+
 from asyncstep._graph.graph import Graph, get_default_graph
 from asyncstep._runtime.session import Session
-from asyncstep.errors import FailedPreconditionError, InvalidTypeError, kind_of
+from asyncstep.checkpoint import Saver, latest_checkpoint
+from asyncstep.errors import FailedPreconditionError, InvalidArgumentError, InvalidTypeError, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from asyncstep.checkpoint.directory import StrPath
 
 
 class SessionCreator(ABC):
@@ -35,6 +41,8 @@ class Scaffold:
         ready_op: a fetch that gives the names of what is not ready; something else than an empty list is
             an error.
         local_init_op: fetches that are run after every creation.
+        saver: restores checkpoints, and saves them where nothing else is said; `Saver()` if None.
+        summary_op: fetches whose values are summaries.
     """
 
     def __init__(
@@ -45,7 +53,11 @@ class Scaffold:
         init_fn: Callable[[Scaffold, Session], Any] | None = None,
         ready_op: Any = None,
         local_init_op: Any = None,
+        saver: Saver | None = None,
+        summary_op: Any = None,
     ) -> None:
+        if saver is not None and not isinstance(saver, Saver):
+            raise InvalidTypeError(f"saver must be a Saver, not {kind_of(saver)}")
         if init_fn is not None and not callable(init_fn):
             raise InvalidTypeError(
                 f"init_fn must be a function of (scaffold, session), not {kind_of(init_fn)}"
@@ -55,6 +67,8 @@ class Scaffold:
         self.init_fn = init_fn
         self.ready_op = ready_op
         self.local_init_op = local_init_op
+        self.saver: Saver = Saver() if saver is None else saver
+        self.summary_op: Any = summary_op
 
     async def initialize(self, session: Session) -> None:  # noqa: ASYNC910 - it waits if there is something to do
         """Give a session that was not restored its first values."""
@@ -81,37 +95,70 @@ class ChiefSessionCreator(SessionCreator):
     Args:
         graph: what to run; the default graph at the time of construction if None.
         scaffold: what is done to make a session ready.
+        master: the address of a chief; "" for this process, the only one so far.
+        checkpoint_dir: every session begins with the newest sound checkpoint there, if there is one.
+        checkpoint_path: the first session begins with this checkpoint.
     """
 
-    def __init__(self, *, graph: Graph | None = None, scaffold: Scaffold | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        graph: Graph | None = None,
+        scaffold: Scaffold | None = None,
+        master: str = "",
+        checkpoint_dir: StrPath | None = None,
+        checkpoint_path: StrPath | None = None,
+    ) -> None:
         if graph is not None and not isinstance(graph, Graph):
             raise InvalidTypeError(f"graph must be a Graph, not {kind_of(graph)}")
         if scaffold is not None and not isinstance(scaffold, Scaffold):
             raise InvalidTypeError(f"scaffold must be a Scaffold, not {kind_of(scaffold)}")
+        if master:
+            raise InvalidArgumentError("a chief in another process is not available yet: master must be ''")
+        if checkpoint_dir is not None and checkpoint_path is not None:
+            raise InvalidArgumentError("give checkpoint_dir or checkpoint_path, not both")
         self.graph: Graph = graph or get_default_graph()
         self.scaffold: Scaffold = scaffold or Scaffold()
+        self._directory = checkpoint_dir
+        self._path = checkpoint_path
         self._last: Session | None = None
 
     async def create_session(self) -> Session:
-        """A session with initial values.
+        """A session with the state of a checkpoint, else with initial values.
 
         Raises:
             FailedPreconditionError: the session before had committed steps, and there is no checkpoint to
                 go on from (contract V5).
+            DataLossError: there are checkpoints, and none is sound (contract K3).
+            NotFoundError, InvalidArgumentError: the checkpoint is not of this graph (contract K7).
         """
+        checkpoint = await self._checkpoint()
+        session = Session(self.graph)
+        await session.__aenter__()
+        try:
+            if checkpoint is None:
+                await self.scaffold.initialize(session)
+            else:
+                await self.scaffold.saver.restore(session, checkpoint)
+            await self.scaffold.make_ready(session)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await session.aclose()
+            raise
+        self._last = session
+        return session
+
+    async def _checkpoint(self) -> StrPath | None:
+        """The checkpoint that the next session begins with; None for initial values."""
         lost = self._last.store if self._last is not None else None
-        if lost is not None and lost.superseded and lost.committed:
+        committed = lost is not None and lost.superseded and lost.committed
+        if self._directory is not None:
+            found = await anyio.to_thread.run_sync(latest_checkpoint, self._directory)
+            if found is not None or not committed:
+                return found
+        if committed:
             raise FailedPreconditionError(
                 "the session is lost and there is no checkpoint to recover from; its committed steps"
                 " would be thrown away silently, so it is not started again"
             )
-        session = Session(self.graph)
-        await session.__aenter__()
-        try:
-            await self.scaffold.initialize(session)
-            await self.scaffold.make_ready(session)
-        except BaseException:
-            await session.aclose()
-            raise
-        self._last = session
-        return session
+        return self._path

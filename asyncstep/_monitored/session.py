@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from asyncstep._monitored.hook import SessionRunHook
     from asyncstep._runtime.session import Session
     from asyncstep._runtime.snapshot import Snapshot
+    from asyncstep.checkpoint.directory import StrPath
     from asyncstep._runtime.state import SourceState
 
 T = TypeVar("T")
@@ -307,10 +308,14 @@ class SingularMonitoredSession(MonitoredSession):
         *,
         graph: Graph | None = None,
         scaffold: Scaffold | None = None,
+        checkpoint_dir: StrPath | None = None,
+        checkpoint_path: StrPath | None = None,
         stop_grace_period: float = 120.0,
         task_group: TaskGroup | None = None,
     ) -> None:
-        creator = ChiefSessionCreator(graph=graph, scaffold=scaffold)
+        creator = ChiefSessionCreator(
+            graph=graph, scaffold=scaffold, checkpoint_dir=checkpoint_dir, checkpoint_path=checkpoint_path
+        )
         self._life = _new_life(self, creator, hooks, stop_grace_period, None, task_group)
         self._entered_with = NativeCancels()
 

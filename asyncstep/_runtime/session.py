@@ -156,6 +156,10 @@ class Session:
             )
         return self._store.reader(node).state()
 
+    def incarnation(self) -> Session:
+        """The raw session itself; a monitored session has one after the other."""
+        return self
+
     def snapshot(self) -> Snapshot:
         """The whole state between two commits, as a checkpoint has it (contract K1). Never waits.
 

@@ -15,11 +15,13 @@ from asyncstep.checkpoint.listing import CheckpointInfo, latest_checkpoint, list
 from asyncstep.checkpoint.reading import Checkpoint, read_checkpoint, verify_checkpoint
 from asyncstep.checkpoint.registry import register
 from asyncstep.checkpoint.retention import KeepBest
+from asyncstep.checkpoint.saver import Saver
 
 __all__ = [
     "Checkpoint",
     "CheckpointInfo",
     "KeepBest",
+    "Saver",
     "latest_checkpoint",
     "list_checkpoints",
     "read_checkpoint",

@@ -6,6 +6,7 @@ is given in steps, seconds, or both (whichever is over first), and the first ste
 
 from __future__ import annotations
 
+from asyncstep.hooks.checkpoint import CheckpointSaverHook, CheckpointSaverListener
 from asyncstep.hooks.early_stopping import EarlyStoppingHook
 from asyncstep.hooks.evaluator import EvaluatorHook
 from asyncstep.hooks.feed_fn import FeedFnHook
@@ -19,6 +20,8 @@ from asyncstep.hooks.stop_at_step import StopAtStepHook
 from asyncstep.hooks.timer import SecondOrStepTimer
 
 __all__ = [
+    "CheckpointSaverHook",
+    "CheckpointSaverListener",
     "EarlyStoppingHook",
     "EvaluatorHook",
     "FeedFnHook",
