@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _DEFAULT_RECOVERY = Recovery()
 
 
-def MonitoredTrainingSession(  # noqa: N802 - TensorFlow's name
+def MonitoredTrainingSession(
     master: str = "",
     *,
     is_chief: bool = True,
@@ -58,7 +58,9 @@ def MonitoredTrainingSession(  # noqa: N802 - TensorFlow's name
         task_group: see `MonitoredSession`.
     """
     if master or not is_chief:
-        raise InvalidArgumentError("a session with a chief in another process is not available yet: master must be ''")
+        raise InvalidArgumentError(
+            "a session with a chief in another process is not available yet: master must be ''"
+        )
     scaffold = scaffold or Scaffold()
     all_hooks = [*hooks, *chief_only_hooks]
     if log_step_count_steps:

@@ -28,6 +28,7 @@ PUBLIC_NAMES = [
     "Graph",
     "InvalidArgumentError",
     "MonitoredSession",
+    "MonitoredTrainingSession",
     "NanLossError",
     "Node",
     "NotFoundError",

@@ -196,7 +196,9 @@ def stateful(hooks: Iterable[SessionRunHook]) -> dict[str, Stateful]:
     for hook in hooks:
         if isinstance(hook, Stateful):
             kind = type(hook).__name__
-            number = sum(isinstance(other, SessionRunHook) and type(other).__name__ == kind for other in found.values())
+            number = sum(
+                isinstance(other, SessionRunHook) and type(other).__name__ == kind for other in found.values()
+            )
             found[f"{kind}_{number}" if number else kind] = hook
     return found
 

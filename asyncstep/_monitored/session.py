@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from asyncstep._monitored.hook import SessionRunHook
     from asyncstep._runtime.session import Session
     from asyncstep._runtime.snapshot import Snapshot
-    from asyncstep.checkpoint.directory import StrPath
     from asyncstep._runtime.state import SourceState
+    from asyncstep.checkpoint.directory import StrPath
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

@@ -109,7 +109,9 @@ class Saver:
         try:
             return Metric(best.name, float(value))
         except (TypeError, ValueError):
-            raise InvalidArgumentError(f"the metric {best.name!r} of KeepBest is {value!r}, which is no number") from None
+            raise InvalidArgumentError(
+                f"the metric {best.name!r} of KeepBest is {value!r}, which is no number"
+            ) from None
 
     def _write(self, directory: StrPath, snapshot: Snapshot, metric: Metric | None) -> Path:
         with CheckpointWriter(directory) as writer:
@@ -117,7 +119,9 @@ class Saver:
 
     def write(self, writer: CheckpointWriter, snapshot: Snapshot, metric: Metric | None) -> Path:
         """Write a checkpoint, then delete those that need not be kept. Blocks."""
-        path = writer.write(_state(snapshot), step=snapshot.step, metric=metric, allow_pickle=self.allow_pickle)
+        path = writer.write(
+            _state(snapshot), step=snapshot.step, metric=metric, allow_pickle=self.allow_pickle
+        )
         writer.prune(self.retention)
         return path
 

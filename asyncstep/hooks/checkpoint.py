@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
@@ -102,7 +102,12 @@ class CheckpointSaverHook(SessionRunHook):
         if self._save is not None and self._save.done and await self._conclude(run_context.session):
             run_context.request_stop("a listener of the checkpoints asked for it")
         step = run_values.global_step
-        if self._save is None and not self._starting and step is not None and self._timer.should_trigger_for_step(step):
+        if (
+            self._save is None
+            and not self._starting
+            and step is not None
+            and self._timer.should_trigger_for_step(step)
+        ):
             self._starting = True
             try:
                 await self._begin_save(run_context.session, step)
