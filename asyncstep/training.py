@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from asyncstep._monitored.creators import ChiefSessionCreator, Scaffold
+from asyncstep._monitored.creators import ChiefSessionCreator
 from asyncstep._monitored.recovery import Recovery
 from asyncstep._monitored.session import MonitoredSession
 from asyncstep.errors import InvalidArgumentError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
+    from asyncstep._monitored.creators import Scaffold
     from asyncstep._monitored.hook import SessionRunHook
 
 _DEFAULT_RECOVERY = Recovery()
@@ -61,7 +62,7 @@ def MonitoredTrainingSession(
         raise InvalidArgumentError(
             "a session with a chief in another process is not available yet: master must be ''"
         )
-    scaffold = scaffold or Scaffold()
+    creator = ChiefSessionCreator(scaffold=scaffold, checkpoint_dir=checkpoint_dir)
     all_hooks = [*hooks, *chief_only_hooks]
     if log_step_count_steps:
         all_hooks.append(StepCounterHook(log_step_count_steps))
@@ -71,11 +72,11 @@ def MonitoredTrainingSession(
                 checkpoint_dir,
                 save_secs=save_checkpoint_secs or None,
                 save_steps=save_checkpoint_steps or None,
-                saver=scaffold.saver,
+                saver=creator.scaffold.saver,
             )
         )
     return MonitoredSession(
-        ChiefSessionCreator(scaffold=scaffold, checkpoint_dir=checkpoint_dir),
+        creator,
         all_hooks,
         stop_grace_period=stop_grace_period,
         recovery=recovery,

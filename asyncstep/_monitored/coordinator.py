@@ -196,6 +196,10 @@ class Coordinator:
         """Call a plain function at the very end of the session's closing, after all hooks."""
         self._life.when_closed.append(function)
 
+    def call_before_recovery(self, async_fn: Callable[[], Awaitable[None]]) -> None:
+        """Await a coroutine function in each recovery, between the raw session that is lost and the next one."""
+        self._life.before_recovery.append(async_fn)
+
     # What follows is for the session.
 
     def take_errors(self) -> list[BaseException]:

@@ -148,17 +148,19 @@ class ChiefSessionCreator(SessionCreator):
         self._last = session
         return session
 
-    async def _checkpoint(self) -> StrPath | None:
+    async def _checkpoint(self) -> StrPath | None:  # noqa: ASYNC910 - it waits if there is a directory
         """The checkpoint that the next session begins with; None for initial values."""
-        lost = self._last.store if self._last is not None else None
-        committed = lost is not None and lost.superseded and lost.committed
+        lost = self._last.store if self._last is not None and self._last.store.superseded else None
+        worked = lost is not None and lost.committed
         if self._directory is not None:
             found = await anyio.to_thread.run_sync(latest_checkpoint, self._directory)
-            if found is not None or not committed:
+            if found is not None:
                 return found
-        if committed:
+            # It began with a checkpoint that is gone by now: steps before it had committed.
+            worked = worked or (lost is not None and lost.restored_step is not None)
+        if worked:
             raise FailedPreconditionError(
                 "the session is lost and there is no checkpoint to recover from; its committed steps"
                 " would be thrown away silently, so it is not started again"
             )
-        return self._path
+        return self._path  # noqa: ASYNC910 - it waits if there is a directory to look into

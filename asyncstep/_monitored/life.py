@@ -15,7 +15,7 @@ from asyncstep._runtime.state import current
 from asyncstep.errors import InvalidArgumentError, OutOfRangeError, SessionClosedError, make_stop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from anyio.abc import TaskGroup
 
@@ -74,6 +74,7 @@ class Life:
         self.sealed = False
         self.turn: object = None
         self.when_closed: list[Callable[[], None]] = []
+        self.before_recovery: list[Callable[[], Awaitable[None]]] = []
         self.last_global_step: int = 0
         self.closed_event: anyio.Event = anyio.Event()
         self._holds_graph = False

@@ -195,6 +195,8 @@ async def recover(life: Life, lost: Session, error: BaseException) -> None:
         logger.warning("recovering the session after %r", error)
         lost.store.superseded = True
         await lost.aclose()
+        for call in life.before_recovery:
+            await call()
         try:
             raw = await create(life)
         except FailedPreconditionError as failed:

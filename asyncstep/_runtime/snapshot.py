@@ -36,10 +36,16 @@ class Snapshot:
     hooks: Mapping[str, Any]
 
 
+def global_step(store: LocalStateStore) -> int:
+    """The committed global step; 0 where the graph has none."""
+    step: int = store.values.get(GLOBAL_STEP, 0)
+    return step
+
+
 def take(graph: Graph, store: LocalStateStore) -> Snapshot:
     """The state as of now; there is no await in it, so no half step is in it."""
     return Snapshot(
-        step=store.values.get(GLOBAL_STEP, 0),
+        step=global_step(store),
         variables=dict(store.values),
         sources=store.source_states(),
         tracked={name: copy.deepcopy(each.state_dict()) for name, each in graph.tracked.items()},

@@ -65,8 +65,10 @@ class KeepBest:
 
     @property
     def name(self) -> str:
-        """What the metric is called in manifests: the name of the node, or what its type shows it as."""
-        return self.metric if isinstance(self.metric, str) else str(getattr(self.metric, "name", self.metric))
+        """What the metric is called in manifests: the name of the node or function, the same in every run."""
+        if isinstance(self.metric, str):
+            return self.metric
+        return str(getattr(self.metric, "name", None) or getattr(self.metric, "__qualname__", self.metric))
 
 
 @dataclass(frozen=True, slots=True)

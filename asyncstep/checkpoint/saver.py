@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
-import anyio
 import anyio.to_thread
 
 from asyncstep._runtime.snapshot import Snapshot
-from asyncstep.checkpoint.listing import list_checkpoints
+from asyncstep.checkpoint.listing import list_checkpoints, survey
 from asyncstep.checkpoint.reading import read_checkpoint
 from asyncstep.checkpoint.retention import KeepBest, Metric, Retention
 from asyncstep.checkpoint.state import CheckpointState
@@ -17,10 +19,13 @@ from asyncstep.checkpoint.writing import CheckpointWriter
 from asyncstep.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from asyncstep._runtime.session import Session
     from asyncstep.checkpoint.directory import StrPath
+
+_logger = logging.getLogger("asyncstep")
 
 
 class Restorable(Protocol):
@@ -60,7 +65,7 @@ class Saver:
     ) -> None:
         self.retention = Retention(max_to_keep, keep_every_n_hours, keep_best)
         self.allow_pickle = allow_pickle
-        self._saving = anyio.Lock()
+        self._writing = threading.Lock()
 
     async def save(self, session: Restorable, directory: StrPath) -> Path:
         """Save the state of a session, monitored or raw; return the checkpoint's path when it is durable.
@@ -75,10 +80,9 @@ class Saver:
 
         Checkpoint: always.
         """
-        async with self._saving:
-            metric = await self.metric(session.incarnation())
-            snapshot = session.snapshot()
-            return await anyio.to_thread.run_sync(self._write, directory, snapshot, metric)
+        metric = await self.metric(session.incarnation())
+        snapshot = session.snapshot()
+        return await anyio.to_thread.run_sync(self._write, directory, snapshot, metric)
 
     async def restore(self, session: Restorable, path: StrPath, *, strict: bool = True) -> None:
         """Put a checkpoint's state into a session, monitored or raw.
@@ -93,18 +97,26 @@ class Saver:
         checkpoint = await anyio.to_thread.run_sync(self._read, path)
         await session.restore(checkpoint, strict=strict)
 
-    def open(self, directory: StrPath) -> SaverDirectory:
-        """Become the directory's writer until `SaverDirectory.release`. Blocks."""
-        return SaverDirectory(self, directory)
+    async def open(
+        self, directory: StrPath, when_closed: Callable[[Callable[[], None]], None]
+    ) -> SaverDirectory:
+        """Become the directory's writer; `when_closed` is given the function that ends that. Checkpoint: always.
 
-    async def metric(self, session: Session) -> Metric | None:
+        It is given before the lock is taken, so that the lock ends also if the opening is cancelled.
+        """
+        opened = SaverDirectory(self, directory)
+        when_closed(opened.release)
+        await opened.take()
+        return opened
+
+    async def metric(self, session: Session) -> Metric | None:  # noqa: ASYNC910 - it waits if there is something to do
         """What the next checkpoint is measured by, evaluated now; None if nothing asks for it.
 
         Checkpoint: if there is one to evaluate.
         """
         best = self.retention.keep_best
         if best is None:
-            return None
+            return None  # noqa: ASYNC910 - it waits if there is something to do
         value = await session.run(best.metric)
         try:
             return Metric(best.name, float(value))
@@ -114,7 +126,7 @@ class Saver:
             ) from None
 
     def _write(self, directory: StrPath, snapshot: Snapshot, metric: Metric | None) -> Path:
-        with CheckpointWriter(directory) as writer:
+        with self._writing, CheckpointWriter(directory) as writer:
             return self.write(writer, snapshot, metric)
 
     def write(self, writer: CheckpointWriter, snapshot: Snapshot, metric: Metric | None) -> Path:
@@ -122,7 +134,8 @@ class Saver:
         path = writer.write(
             _state(snapshot), step=snapshot.step, metric=metric, allow_pickle=self.allow_pickle
         )
-        writer.prune(self.retention)
+        # What was just written stays, also if there are checkpoints of later steps, which may be damaged.
+        writer.prune(self.retention, in_use={snapshot.step})
         return path
 
     def _read(self, path: StrPath) -> Snapshot:
@@ -140,33 +153,58 @@ class SaverDirectory:
 
     def __init__(self, saver: Saver, directory: StrPath) -> None:
         self.path = directory
+        self.newest_step: int | None = None
         self._saver = saver
         self._writer = CheckpointWriter(directory)
-        self._writer.__enter__()
+        self._hold = ExitStack()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="asyncstep-saver")
-        self._last: Future[Path] | None = None
-        self.newest_step: int | None = max((each.step for each in list_checkpoints(directory)), default=None)
+        self._last: Future[Any] | None = None
+
+    async def take(self) -> None:
+        """Take the lock. Checkpoint: always."""
+        await self._waited(self._take)
+
+    def _take(self) -> None:
+        self._hold.enter_context(self._writer)
+        self.newest_step = max((each.step for each in list_checkpoints(self.path)), default=None)
+
+    async def check_every_byte(self) -> None:
+        """Let `newest_step` be that of a checkpoint that is sound in every byte (contract K3). Checkpoint: always."""
+        await self._waited(self._check)
+
+    def _check(self) -> None:
+        self.newest_step = max(
+            (each.step for each in survey(self.path) if each.info is not None), default=None
+        )
+
+    async def _waited(self, work: Callable[[], None]) -> None:
+        self._last = self._thread.submit(work)
+        save = Save(0, self._last)
+        await save.settled()
+        save.raise_error()
 
     def begin(self, snapshot: Snapshot, metric: Metric | None) -> Save:
         """Have a snapshot written in a thread."""
         self._last = self._thread.submit(self._write, snapshot, metric)
         return Save(snapshot.step, self._last)
 
-    def _write(self, snapshot: Snapshot, metric: Metric | None) -> Path:
-        path = self._saver.write(self._writer, snapshot, metric)
+    def _write(self, snapshot: Snapshot, metric: Metric | None) -> None:
+        self._saver.write(self._writer, snapshot, metric)
         self.newest_step = snapshot.step
-        return path
 
     def release(self) -> None:
         """Let others write into the directory, once a save that is in flight is done. Does not wait."""
-        if self._last is None:
-            self._release()
+        if self._last is None or self._last.done():
+            self._hold.close()
         else:
-            self._last.add_done_callback(lambda _: self._release())
+            self._last.add_done_callback(self._release)
         self._thread.shutdown(wait=False)
 
-    def _release(self) -> None:
-        self._writer.__exit__(None, None, None)
+    def _release(self, last: Future[Any]) -> None:
+        """The session did not wait for the last save: nobody but the log can be told how it went (E3)."""
+        if (error := last.exception()) is not None:
+            _logger.error("a save failed after its session was closed", exc_info=error)
+        self._hold.close()
 
 
 class Save:
@@ -185,16 +223,14 @@ class Save:
         """Whether it is durable, or has failed."""
         return self._future.done()
 
-    async def wait(self) -> None:
-        """Wait until it is durable; raises what the save raised. Checkpoint: always."""
+    async def settled(self) -> None:  # noqa: ASYNC910 - it waits if there is something to wait for
+        """Wait until it is durable, or has failed. Checkpoint: if it is not yet."""
         if not self._future.done():
-            await anyio.to_thread.run_sync(self._settle, abandon_on_cancel=True)
-        else:
-            await anyio.lowlevel.checkpoint()
-        self._future.result()
+            await anyio.to_thread.run_sync(self._future.exception, abandon_on_cancel=True)
 
-    def _settle(self) -> None:
-        self._future.exception()
+    def raise_error(self) -> None:
+        """Raise what the save raised, if it has failed."""
+        self._future.result()
 
 
 def _state(snapshot: Snapshot) -> CheckpointState:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-import anyio.to_thread
-
 from asyncstep._monitored.hook import SessionRunContext, SessionRunHook, SessionRunValues
+from asyncstep._runtime.executor import raise_together
+from asyncstep._runtime.snapshot import global_step
 from asyncstep.checkpoint import Saver
 from asyncstep.errors import FailedPreconditionError, InvalidTypeError, kind_of
 from asyncstep.hooks.timer import SecondOrStepTimer
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from asyncstep._monitored.coordinator import Coordinator
     from asyncstep._runtime.session import Session
@@ -75,63 +76,92 @@ class CheckpointSaverHook(SessionRunHook):
             if not isinstance(listener, CheckpointSaverListener):
                 raise InvalidTypeError(f"listeners must be CheckpointSaverListeners, not {kind_of(listener)}")
         self._save_on_error = save_on_error
+        self._forget()
+
+    def _forget(self) -> None:
         self._directory: SaverDirectory | None = None
         self._save: Save | None = None
-        self._starting = False
+        self._ready = False  # whether the session may save into the directory
+        self._busy = False  # whether a step is beginning or concluding a save; the others go on
 
     async def begin(self) -> None:
+        self._forget()  # what is of an earlier session
         for listener in self._listeners:
             await listener.begin()
 
     async def after_create_session(self, session: Session, coord: Coordinator) -> None:
         self._timer.reset()
         if self._directory is None:
-            self._directory = await anyio.to_thread.run_sync(self._saver.open, self._path)
-            coord.call_when_closed(self._directory.release)
-        self._check_step(session, self._directory)
-
-    def _check_step(self, session: Session, directory: SaverDirectory) -> None:
-        step, newest = session.snapshot().step, directory.newest_step
-        if newest is not None and newest > step:
+            self._directory = await self._saver.open(self._path, coord.call_when_closed)
+            coord.call_before_recovery(self._settled)
+        step, directory = global_step(session.store), self._directory
+        if directory.newest_step is not None and directory.newest_step > step:
+            await directory.check_every_byte()
+        if directory.newest_step is not None and directory.newest_step > step:
             raise FailedPreconditionError(
-                f"{directory.path} has a checkpoint of step {newest}, but the session begins at step {step};"
-                " restore it (ChiefSessionCreator(checkpoint_dir=...)), or save into another directory"
+                f"{directory.path} has a checkpoint of step {directory.newest_step}, but the session begins at"
+                f" step {step}; restore it (ChiefSessionCreator(checkpoint_dir=...)), or save into another"
+                " directory"
             )
+        self._ready = True
 
-    async def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
-        if self._save is not None and self._save.done and await self._conclude(run_context.session):
-            run_context.request_stop("a listener of the checkpoints asked for it")
-        step = run_values.global_step
-        if (
-            self._save is None
-            and not self._starting
-            and step is not None
-            and self._timer.should_trigger_for_step(step)
-        ):
-            self._starting = True
-            try:
-                await self._begin_save(run_context.session, step)
-            finally:
-                self._starting = False
+    async def _settled(self) -> None:  # noqa: ASYNC910 - it waits if there is something to wait for
+        """A recovery goes on from the newest checkpoint, so it waits for the one that is being written (V2)."""
+        if self._save is not None:
+            await self._save.settled()
 
-    async def _begin_save(self, session: Session, step: int) -> None:
-        """Take a snapshot, and have it written in a thread."""
-        assert self._directory is not None
+    async def after_run(  # noqa: ASYNC910 - no step waits for a save (contract K1)
+        self, run_context: SessionRunContext, run_values: SessionRunValues
+    ) -> None:
+        if self._busy:
+            return  # noqa: ASYNC910 - no step waits for a save (contract K1)
+        self._busy = True
+        session, step = run_context.session, run_values.global_step
+        try:
+            if self._save is not None and self._save.done and await self._conclude(session):
+                run_context.request_stop("a listener of the checkpoints asked for it")
+            if self._save is None and step is not None and self._timer.should_trigger_for_step(step):
+                await self._begin_save(session, step)
+        finally:
+            self._busy = False
+
+    async def _begin_save(self, session: Session, step: int) -> None:  # noqa: ASYNC910 - no step waits for a save
+        """Take a snapshot, and have it written in a thread; nothing is done for a step that is saved (K5)."""
+        directory = self._directory
+        assert directory is not None
+        if global_step(session.store) == directory.newest_step:
+            self._timer.update_last_triggered_step(step)
+            return  # noqa: ASYNC910 - no step waits for a save (contract K1)
         for listener in self._listeners:
             await listener.before_save(session, step)
-        metric = await self._saver.metric(session)
-        snapshot = session.snapshot()
-        self._timer.update_last_triggered_step(step)
-        if snapshot.step != self._directory.newest_step:
-            self._save = self._directory.begin(snapshot, metric)
+        metric, failure = None, None
+        try:
+            metric = await self._saver.metric(session)
+        except Exception as error:  # the state is saved all the same
+            failure = error
+        try:
+            snapshot = session.snapshot()
+            self._timer.update_last_triggered_step(step)
+            self._save = directory.begin(snapshot, metric)
+            if failure is not None:
+                raise failure
+        finally:
+            del failure
 
-    async def _conclude(self, session: Session) -> bool:
+    async def _conclude(self, session: Session) -> bool:  # noqa: ASYNC910 - it waits if there is something to wait for
         """Wait for the save in flight, raise its error, tell the listeners; whether one asks for a stop."""
-        save, self._save = self._save, None
+        save = self._save
         if save is None:
-            return False
-        await save.wait()
-        wishes = [await listener.after_save(session, save.step) for listener in self._listeners]
+            return False  # noqa: ASYNC910 - it waits if there is something to wait for
+        await save.settled()
+        self._save = None
+        save.raise_error()
+        wishes: list[bool | None] = []
+
+        async def tell(listener: CheckpointSaverListener) -> None:
+            wishes.append(await listener.after_save(session, save.step))
+
+        await _all("listeners failed after a save", [partial(tell, each) for each in self._listeners])
         return any(wish is True for wish in wishes)
 
     async def end(self, session: Session) -> None:
@@ -140,15 +170,28 @@ class CheckpointSaverHook(SessionRunHook):
     async def on_session_error(self, session: Session, error: BaseException) -> None:
         await self._end(session, save=self._save_on_error or not isinstance(error, Exception))
 
-    async def _end(self, session: Session, *, save: bool) -> None:
-        """The last save; also when the one before it has failed."""
+    async def _end(self, session: Session, *, save: bool) -> None:  # noqa: ASYNC910 - it waits if there is something to do
+        """The last save, also when the one before it has failed; then the listeners' end, in any case."""
         if self._directory is None:
-            return
+            return  # noqa: ASYNC910 - it waits if there is something to do
+        step = global_step(session.store)
+        parts: list[Callable[[], Awaitable[object]]] = [partial(self._conclude, session)]
+        if save and self._ready and session.opened and session.intact:
+            parts += [partial(self._begin_save, session, step), partial(self._conclude, session)]
+        parts += [partial(listener.end, session, step) for listener in self._listeners]
+        await _all("the last saves failed", parts)
+
+
+async def _all(what: str, calls: Iterable[Callable[[], Awaitable[object]]]) -> None:  # noqa: ASYNC910 - it waits if a call does
+    """Make all of these calls, one after the other; raise the error of one as it is, of several as a group."""
+    errors: list[BaseException] = []
+    for call in calls:
         try:
-            await self._conclude(session)
-        finally:
-            if save and session.opened and session.intact:
-                await self._begin_save(session, session.snapshot().step)
-                await self._conclude(session)
-        for listener in self._listeners:
-            await listener.end(session, self._directory.newest_step or 0)
+            await call()
+        except Exception as error:
+            errors.append(error)
+    try:
+        if errors:
+            raise_together(what, errors)
+    finally:
+        errors.clear()
