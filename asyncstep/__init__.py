@@ -5,6 +5,7 @@ The package is a house of floors; imports point up the list only:
     errors        the errors, and the stop
     _graph        what is computed: graphs, nodes, ops, variables
     _runtime      how one step is evaluated and committed: plans, the executor, transactions
+    checkpoint    what survives: writing, finding and reading it
     data          where items come from
     _monitored    how a loop lives, stops, recovers and ends
     hooks         what watches it

@@ -8,6 +8,7 @@ directory                  where checkpoints are kept: the seam
 local, lock, file_system   ... in a directory of the file system
 state, writing             saving
 reading, listing           reading, checking, finding
+outline                    showing it
 retention                  which are kept
 """
 

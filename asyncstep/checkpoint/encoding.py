@@ -161,6 +161,8 @@ class _Encoder:
     def _registered(self, registration: Registration, value: Any) -> dict[str, Any]:
         try:
             plain = registration.to_plain(value)
+        except Error as error:
+            raise _Refusal(str(error)) from error
         except Exception as error:
             raise _Refusal(f"to_plain of {registration.name} raised {error!r}") from error
         return {"type": [registration.name, self.tree(plain)]}

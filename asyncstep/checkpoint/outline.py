@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from asyncstep.checkpoint.arrays import numpy_array, numpy_scalar, torch_tensor
-from asyncstep.checkpoint.registry import registration_named
-from asyncstep.errors import FailedPreconditionError
+from asyncstep.checkpoint.decoding import Restorer
+from asyncstep.checkpoint.registry import qualified_name
+from asyncstep.errors import Error, FailedPreconditionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,50 +48,44 @@ class Outline:
 
     def __init__(self, stored: Mapping[str, Stored]) -> None:
         self._stored = stored
+        self._restorer = Restorer(stored, allow_pickle=False)
 
     def registered(self, name: str, plain: Any) -> Any:
-        registration = registration_named(name)
-        if registration is not None:
-            try:
-                return registration.from_plain(plain)
-            except Exception:  # the type has changed since, or what it needs is not there
-                registration = None
-        return Stand(name, f"{name}({_arguments(plain)})")
+        try:
+            return self._restorer.registered(name, plain)
+        except Error:  # the type is not known here, or has changed since
+            return Stand(name, f"{name}({_arguments(plain)})")
 
     def array(self, key: str, description: Any, shape: tuple[int, ...]) -> Any:
         dtype = description if isinstance(description, str) else repr(description)
         stand = Stand("numpy.ndarray", f"<array of {dtype}, shape {shape}>", shape=shape, dtype=dtype)
-        return self._read(key, lambda stored: numpy_array(stored, description, shape), stand)
+        return self._read(key, stand, lambda: self._restorer.array(key, description, shape))
 
     def scalar(self, description: Any, content: Any) -> Any:
         try:
-            return numpy_scalar(description, content)
-        except FailedPreconditionError:
+            return self._restorer.scalar(description, content)
+        except FailedPreconditionError:  # the library is not there
             return Stand("numpy.generic", f"<numpy scalar of {description}>")
 
     def tensor(self, key: str, dtype: str, requires_grad: bool) -> Any:
         stand = Stand("torch.Tensor", f"<tensor of {dtype}>", dtype=dtype)
-        return self._read(key, lambda stored: torch_tensor(stored, dtype, requires_grad), stand)
+        return self._read(key, stand, lambda: self._restorer.tensor(key, dtype, requires_grad))
 
     def pickled(self, content: bytes) -> Any:
         return Stand("pickle", f"<pickle of {len(content)} bytes>")
 
-    def _read(self, key: str, make: Callable[[Stored], Any], stand: Stand) -> Any:
-        stored = self._stored.get(key)
-        if stored is None:
+    def _read(self, key: str, stand: Stand, make: Callable[[], Any]) -> Any:
+        if key not in self._stored:
             return stand
         try:
-            return make(stored)
-        except FailedPreconditionError:
+            return make()
+        except FailedPreconditionError:  # the library is not there
             return stand
 
 
 def type_name(value: Any) -> str:
     """The name of the type that the value has, or had when it was saved."""
-    if isinstance(value, Stand):
-        return value.type
-    kind = type(value)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return value.type if isinstance(value, Stand) else qualified_name(type(value))
 
 
 def _arguments(plain: Any) -> str:

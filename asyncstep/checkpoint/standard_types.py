@@ -37,7 +37,7 @@ def _new_time(parts: tuple[object, ...]) -> dt.time:
 
 def _zone_key(zone: ZoneInfo) -> str:
     if zone.key is None:
-        raise InvalidArgumentError("a ZoneInfo without a key cannot be saved; make it by ZoneInfo(key)")
+        raise InvalidArgumentError("there is a ZoneInfo without a key; make it by ZoneInfo(key)")
     return zone.key
 
 

@@ -28,7 +28,14 @@ from asyncstep.checkpoint.manifest import (
 from asyncstep.checkpoint.reading import check
 from asyncstep.checkpoint.retention import Metric, Retention, to_delete
 from asyncstep.checkpoint.state import CheckpointState, state_tree
-from asyncstep.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from asyncstep.errors import (
+    DataLossError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    NotFoundError,
+    kind_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -102,6 +109,7 @@ class CheckpointWriter:
         name = checkpoint_name(step)
         if step_of(name) is None:
             raise InvalidArgumentError(f"{step!r} is no global step: it must be a number from 0 on")
+        measured = None if metric is None else _metric_record(metric)
         contents = _contents(state, allow_pickle)
         draft = self._directory.draft(name)
         try:
@@ -109,7 +117,7 @@ class CheckpointWriter:
             if self._has_the_same(name, files):
                 draft.discard()
                 return self._directory.path(name)
-            manifest = Manifest(step=step, time=self._clock(), files=files, metric=_metric_record(metric))
+            manifest = Manifest(step=step, time=self._clock(), files=files, metric=measured)
             return draft.commit(render(manifest))
         except BaseException:
             draft.discard()
@@ -184,5 +192,11 @@ def _written(draft: Draft, file: str, buffers: Iterable[memoryview]) -> FileReco
         return chunks.record()
 
 
-def _metric_record(metric: Metric | None) -> MetricRecord | None:
-    return None if metric is None else MetricRecord(metric.name, repr(float(metric.value)))
+def _metric_record(metric: Metric) -> MetricRecord:
+    try:
+        metric.name.encode()
+        return MetricRecord(metric.name, repr(float(metric.value)))
+    except (TypeError, ValueError) as error:
+        raise InvalidTypeError(
+            f"the metric {metric.name!r} must be a number, not {kind_of(metric.value)}: {error}"
+        ) from None

@@ -23,7 +23,7 @@ from asyncstep.checkpoint import (
     verify_checkpoint,
 )
 from asyncstep.checkpoint.local import LocalDirectory
-from asyncstep.checkpoint.manifest import MANIFEST, STATE, FileRecord, Manifest, render
+from asyncstep.checkpoint.manifest import MANIFEST, STATE, FileRecord, Manifest, MetricRecord, render
 from asyncstep.checkpoint.reading import check
 from asyncstep.errors import DataLossError, Error, FailedPreconditionError, NotFoundError
 
@@ -189,6 +189,8 @@ def test_a_newer_format_is_no_damage(path: Path) -> None:
         b"[" * 100_000,
         b'{"format":' + b"9" * 5000 + b"}",
         b'{"format":1,"step":7,"time":0.0,"files":{},"metric":null}',
+        b'{"format":0,"step":7,"time":0.0,"files":{},"metric":null}',
+        b'{"files":{},"format":1,"metric":null,"step":7,"time":1e999}',
         b'{"format":1,"step":-7,"time":0.0,"files":{"state.msgpack":{"size":0,"sha256":"0"}},"metric":null}',
         b'{"format":1,"step":' + b"9" * 400 + b',"time":0.0,"files":{},"metric":null}',
     ],
@@ -243,6 +245,29 @@ def test_impossible_numbers_are_damage(path: Path, changes: dict[str, Any]) -> N
     (path / MANIFEST).write_bytes(render(manifest))
     with pytest.raises(DataLossError, match=MANIFEST):
         verify_checkpoint(path)
+
+
+@pytest.mark.parametrize("text", ["high", "1", "", "1_0.0"])
+def test_impossible_metrics_are_damage(path: Path, text: str) -> None:
+    """A metric is a number as Python writes a float."""
+    forged(path, {STATE: state_of()}, metric=MetricRecord("x", text))
+    with pytest.raises(DataLossError, match="metric that is no number"):
+        verify_checkpoint(path)
+
+
+def test_a_file_that_ends_while_it_is_read_is_damage(path: Path) -> None:
+    """K3: a file that has lost bytes since its length was looked up is damage."""
+    directory = LocalDirectory(path.parent)
+    real = directory.files
+
+    def files(name: str) -> dict[str, int]:
+        found = real(name)
+        os.truncate(path / ARRAYS, 10)
+        return found
+
+    directory.files = files  # type: ignore[method-assign]
+    with pytest.raises(DataLossError, match=f"{ARRAYS} does not match its checksum"):
+        check(directory, path.name)
 
 
 def test_an_endless_manifest_is_not_read(path: Path) -> None:

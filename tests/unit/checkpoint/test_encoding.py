@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import enum
 import inspect
+import io
 import math
 import struct
 import sys
@@ -19,6 +20,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from asyncstep.checkpoint import register
 from asyncstep.checkpoint.arrays import Tensors
 from asyncstep.checkpoint.decoding import Restorer, decode
 from asyncstep.checkpoint.encoding import MAX_DEPTH, encode
@@ -232,6 +234,32 @@ def test_what_cannot_even_be_pickled_is_named() -> None:
         InvalidTypeError, match=r"'bad' cannot be saved: there is a _thread.lock, which not even pickle"
     ):
         check_saveable(state(bad=threading.Lock()), allow_pickle=True)
+
+
+def test_a_zone_without_a_key_is_refused() -> None:
+    """A ZoneInfo that was read from a file has no name to find it by again."""
+    utc = b"TZif" + bytes(16) + struct.pack(">6l", 0, 0, 0, 0, 1, 4) + struct.pack(">lbb", 0, 0, 0) + b"UTC\0"
+    with pytest.raises(
+        InvalidTypeError, match=r"'bad' cannot be saved: at \[7\] there is a ZoneInfo without a key"
+    ):
+        check_saveable(state(bad=dt.datetime(2024, 1, 1, tzinfo=ZoneInfo.from_file(io.BytesIO(utc)))))
+
+
+def test_any_error_while_encoding_names_the_variable() -> None:
+    """Whatever goes wrong with a value, as another thread changing it, a note says with which."""
+    value: dict[int, Any] = {}
+
+    class Growing:
+        pass
+
+    def grow(_: Growing) -> Any:
+        return value.setdefault(len(value), 0)
+
+    register(Growing, to_plain=grow, from_plain=lambda _: Growing())
+    value |= {0: Growing(), 1: 1}
+    with pytest.raises(RuntimeError, match="changed size during iteration") as caught:
+        check_saveable(state(bad=value))
+    assert caught.value.__notes__ == ["while saving the variable 'bad'"]
 
 
 def test_names_are_strings_that_can_be_written() -> None:

@@ -19,7 +19,7 @@ from asyncstep.checkpoint.directory import Directory
 from asyncstep.checkpoint.manifest import Manifest
 from asyncstep.checkpoint.retention import Metric
 from asyncstep.checkpoint.writing import write_checkpoint
-from asyncstep.errors import DataLossError
+from asyncstep.errors import DataLossError, InvalidTypeError
 
 from .parts import save, state
 
@@ -69,6 +69,14 @@ def test_a_metric_that_is_no_number_is_remembered_as_one(tmp_path: Path) -> None
     assert repr(metric.value) == "nan"
 
 
+@pytest.mark.parametrize("metric", [Metric("x", None), Metric("x", "high"), Metric("\ud800", 1.0)])  # type: ignore[arg-type]
+def test_what_is_no_metric_is_refused(tmp_path: Path, metric: Metric) -> None:
+    """A metric that is no number, or has a name that cannot be written, is an error before anything is written."""
+    with pytest.raises(InvalidTypeError, match="must be a number"):
+        write_checkpoint(tmp_path, state(), step=1, metric=metric)
+    assert list_checkpoints(tmp_path) == []
+
+
 def test_the_newest_is_the_latest(tmp_path: Path) -> None:
     """The latest is the one with the highest step, whatever was saved last."""
     for step in (5, 100, 7):
@@ -107,6 +115,20 @@ def test_a_damaged_manifest_takes_one_off_the_list(tmp_path: Path) -> None:
     (tmp_path / "step-0000000002" / "state.msgpack").write_text("")
     damage(tmp_path / "step-0000000003")
     assert [info.step for info in list_checkpoints(tmp_path)] == [3]
+
+
+def test_one_that_is_deleted_meanwhile_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list made while a writer deletes has those that were there throughout."""
+    for step in (1, 2):
+        save(tmp_path, step)
+    real = listing.read_manifest
+
+    def read_manifest(directory: Directory, name: str) -> Manifest:
+        shutil.rmtree(tmp_path / "step-0000000001", ignore_errors=True)
+        return real(directory, name)
+
+    monkeypatch.setattr(listing, "read_manifest", read_manifest)
+    assert [info.step for info in list_checkpoints(tmp_path)] == [2]
 
 
 @pytest.mark.parametrize("damaged", [False, True])

@@ -226,6 +226,33 @@ def test_what_is_no_path_is_refused(path: str, error: type[Exception]) -> None:
         latest_checkpoint(path)
 
 
+@pytest.mark.parametrize("name", [".new-step-0000000002-{pid}", ".old-step-0000000001-{pid}"])
+def test_litter_of_one_s_own_is_in_nobody_s_way(tmp_path: Path, name: str) -> None:
+    """What this very process could not remove before is removed when its name is needed again."""
+    with CheckpointWriter(tmp_path) as writer:
+        litter = tmp_path / name.format(pid=os.getpid())
+        litter.mkdir()
+        (litter / "state.msgpack").write_text("")
+        for step in (1, 2):
+            writer.write(state(global_step=step, array=ARRAY + step), step=step)
+        writer.prune(Retention(max_to_keep=1))
+        assert not litter.exists()
+    assert steps_found(tmp_path) == [2]
+
+
+def test_a_directory_that_another_process_makes_at_the_same_time_is_fine(tmp_path: Path) -> None:
+    """Two processes may make the directory of checkpoints at one instant."""
+
+    class Racing(FailingDisk):
+        def make_directory(self, path: Path) -> None:
+            if not path.name.startswith("."):
+                path.mkdir()
+            super().make_directory(path)
+
+    save(tmp_path / "a" / "b", 1, system=Racing(), array=ARRAY + 1)
+    assert steps_found(tmp_path / "a" / "b") == [1]
+
+
 def test_a_file_in_place_of_the_directory_is_an_error(tmp_path: Path) -> None:
     """A file where the directory should be is an error that names it."""
     (tmp_path / "file").write_text("")

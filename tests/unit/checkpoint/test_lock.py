@@ -181,6 +181,19 @@ def test_a_file_system_without_locks_is_used_with_a_warning(
     assert "nothing keeps a second writer out" in caplog.text
 
 
+def test_a_full_disk_does_not_keep_the_lock_from_being_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the holder's name cannot be written, the directory is locked all the same."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(lock.os, "ftruncate", full)
+    with CheckpointWriter(tmp_path), pytest.raises(FailedPreconditionError):
+        write_checkpoint(tmp_path, state(), step=1)
+
+
 def test_other_errors_of_the_lock_are_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that says nothing of another holder is raised as it is, and the lock can be tried again."""
 
