@@ -1,10 +1,9 @@
 """One writer per directory (contract K9).
 
-The lock is the kernel's record lock (``fcntl.lockf``) on the file ``.lock`` of the directory, so it is gone
-when the process is, however that ended. It is not ``flock``: a child made by fork, as a process pool's
-worker, would share that and keep it when its parent was killed. Record locks do not exclude a process from
-itself, so a table of the process does. On Windows, ``msvcrt.locking`` takes its place. Where the file
-system has no locks, a WARNING says that nothing keeps a second writer out.
+The lock is the kernel's (``flock``) on the file ``.lock`` of the directory, so it is gone when the process is,
+however that ended. A child made by fork would share the lock, and keep it when its parent is killed; so each child
+closes its copy at once. On Windows, ``msvcrt.locking`` takes its place. Where the file system has no locks, a WARNING
+says that nothing keeps a second writer out.
 
 The content of the file is for people: the process that took the lock last.
 """
@@ -16,7 +15,7 @@ import json
 import logging
 import os
 import socket
-import threading
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -33,9 +32,8 @@ if TYPE_CHECKING:
 LOCK = ".lock"
 
 _logger = logging.getLogger("asyncstep")
-_mutex = threading.Lock()
-_held: dict[tuple[int, int], int] = {}
-"""The lock files, by device and inode, that this process holds; the process, for a fork copies the table."""
+_NONE = -1
+_held: weakref.WeakSet[DirectoryLock] = weakref.WeakSet()
 
 _TAKEN = (errno.EACCES, errno.EAGAIN)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
@@ -52,8 +50,7 @@ class DirectoryLock:
         self._path = directory / LOCK
         self._directory = directory
         self._depth = 0
-        self._descriptor = -1
-        self._key = (0, 0)
+        self._descriptor = _NONE
 
     @property
     def held(self) -> bool:
@@ -74,36 +71,30 @@ class DirectoryLock:
             self._give_back()
 
     def _take(self) -> None:
-        with _mutex:
-            # Closing any descriptor of a file ends all of the process's record locks on it, so whether this
-            # process has the lock is asked before the file is opened.
-            try:
-                self._refuse_own(os.stat(self._path))
-            except FileNotFoundError:
-                pass
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                _lock(descriptor, self._path)
-                status = os.fstat(descriptor)
-            except OSError as error:
-                holder = _holder(descriptor)
-                os.close(descriptor)
-                if error.errno in _TAKEN:
-                    raise self._refusal(holder) from None
-                raise
-            self._key = (status.st_dev, status.st_ino)
-            _held[self._key] = os.getpid()
-            self._descriptor = descriptor
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(descriptor, self._path)
+        except OSError as error:
+            holder = _holder(descriptor)
+            os.close(descriptor)
+            if error.errno in _TAKEN:
+                raise self._refusal(holder) from None
+            raise
+        self._descriptor = descriptor
+        _held.add(self)
         _sign(descriptor)
 
     def _give_back(self) -> None:
-        with _mutex:
-            _held.pop(self._key, None)
+        _held.discard(self)
+        if self._descriptor != _NONE:
             os.close(self._descriptor)
+            self._descriptor = _NONE
 
-    def _refuse_own(self, status: os.stat_result) -> None:
-        if _held.get((status.st_dev, status.st_ino)) == os.getpid():
-            raise self._refusal(f"another saver of this process ({os.getpid()})")
+    @staticmethod
+    def close_copies() -> None:
+        """In a child made by fork: give up what is its parent's."""
+        for lock in list(_held):
+            lock._give_back()
 
     def _refusal(self, holder: str) -> FailedPreconditionError:
         return FailedPreconditionError(
@@ -115,7 +106,7 @@ class DirectoryLock:
 def _lock(descriptor: int, path: Path) -> None:
     try:
         if fcntl is not None:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:
             _lock_on_windows(descriptor)
     except OSError as error:
@@ -138,9 +129,13 @@ def _sign(descriptor: int) -> None:
     try:
         os.ftruncate(descriptor, 0)
         os.lseek(descriptor, 0, os.SEEK_SET)
-        os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+        os.write(descriptor, json.dumps(_signature()).encode())
     except OSError:  # a full disk: the lock holds all the same, without a name
         pass
+
+
+def _signature() -> dict[str, int | str]:
+    return {"pid": os.getpid(), "host": socket.gethostname()}
 
 
 def _holder(descriptor: int) -> str:
@@ -148,6 +143,12 @@ def _holder(descriptor: int) -> str:
     try:
         os.lseek(descriptor, 0, os.SEEK_SET)
         content = json.loads(os.read(descriptor, 4096))
+        if content == _signature():
+            return f"another saver of this process ({os.getpid()})"
         return f"the process {content['pid']} on {content['host']}"
     except (OSError, ValueError, LookupError, TypeError):
         return "another process"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=DirectoryLock.close_copies)

@@ -8,7 +8,6 @@ checksum holds and whose format is newer than `FORMAT` is not damaged but writte
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -137,8 +136,6 @@ def _what_is_wrong(manifest: Manifest) -> str | None:
         return f"has the unknown format {manifest.format}"
     if step_of(checkpoint_name(manifest.step)) != manifest.step:
         return f"has the impossible step {manifest.step}"
-    if not math.isfinite(manifest.time):
-        return f"has the impossible time {manifest.time}"
     if STATE not in manifest.files:
         return f"does not list {STATE}"
     for name, record in manifest.files.items():

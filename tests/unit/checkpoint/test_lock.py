@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -147,6 +148,14 @@ def test_a_fork_does_not_inherit_the_right(tmp_path: Path) -> None:
     assert f"the process {os.getpid()} on " in answers.get()
 
 
+def test_reading_the_lock_file_does_not_end_the_lock(tmp_path: Path) -> None:
+    """Copying the directory, lock file and all, leaves it locked."""
+    with CheckpointWriter(tmp_path):
+        shutil.copytree(tmp_path, tmp_path.parent / "copy")
+        with holder(HOLDER, tmp_path) as process:
+            assert line_of(process) == ""
+
+
 def test_the_lock_names_its_process(tmp_path: Path) -> None:
     """The file of the lock says for people who has it."""
     with DirectoryLock(tmp_path) as held:
@@ -175,7 +184,7 @@ def test_a_file_system_without_locks_is_used_with_a_warning(
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock.fcntl, "lockf", no_locks)
+    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
     with caplog.at_level(logging.WARNING):
         write_checkpoint(tmp_path, state(), step=1)
     assert "nothing keeps a second writer out" in caplog.text
@@ -201,7 +210,7 @@ def test_other_errors_of_the_lock_are_raised(tmp_path: Path, monkeypatch: pytest
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(lock.fcntl, "lockf", broken)
+        patch.setattr(lock.fcntl, "flock", broken)
         with pytest.raises(OSError, match="Input/output"):
             write_checkpoint(tmp_path, state(), step=1)
     write_checkpoint(tmp_path, state(), step=1)
