@@ -7,6 +7,7 @@ import enum
 import inspect
 import io
 import math
+import re
 import struct
 import sys
 import threading
@@ -156,7 +157,7 @@ def test_aware_datetimes_keep_the_kind_of_their_zone() -> None:
         (len, "there is", "a builtin_function_or_method"),
         (object(), "there is", "an object"),
     ],
-    ids=str,
+    ids=lambda value: re.sub("0x[0-9a-f]+|started [0-9]+", "...", str(value)),  # the same in every process
 )
 def test_a_value_that_cannot_be_saved_is_named(value: object, where: str, kind: str) -> None:
     """The error says which variable it is, where in its value, of which type, and what can be done."""

@@ -82,7 +82,7 @@ class Words(list[str]):
         Level.LOW,
         {Point(1): {Named(1), Named(2)}},
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_registered_types_come_back(value: Any) -> None:
     """Dataclasses, named tuples and enums that were registered come back as what they were."""
