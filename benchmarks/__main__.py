@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks import checkpoints, graphs, steps
+from benchmarks import checkpoints, graphs, sources, steps
 from benchmarks.measure import Figure, on_each_backend
 
 
@@ -14,9 +14,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, one JSON object a line")
     arguments = parser.parse_args()
-    figures = [
-        figure for module in (steps, graphs, checkpoints) for figure in on_each_backend(module.measure)
-    ]
+    modules = (steps, graphs, sources, checkpoints)
+    figures = [figure for module in modules for figure in on_each_backend(module.measure)]
     print(table(figures))
     if arguments.json:
         arguments.json.write_text("".join(figure.as_json() + "\n" for figure in figures))

@@ -146,6 +146,8 @@ class _Closing:
             logger.warning(
                 "closing the session: %d steps are still running and cannot commit", life.in_flight
             )
+        if life.raw is not None:
+            life.raw.store.stop_reading()
         with anyio.CancelScope(deadline=self.half, shield=True):
             await coord.wait_until_idle(self.own_tasks)
         cancelled = coord.cancel_tasks(self.own_tasks)

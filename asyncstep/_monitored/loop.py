@@ -112,6 +112,8 @@ class _Crew:
             )  # fmt: skip
             group.cancel_scope.cancel()
         elif self.life.coord.tasks_end_with_loop:
+            if self.life.raw is not None:
+                self.life.raw.store.stop_reading()
             with anyio.move_on_after(self.life.grace / 2):
                 await self.life.coord.wait_until_idle()
             self.life.coord.cancel_tasks()

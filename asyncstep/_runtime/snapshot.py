@@ -47,7 +47,7 @@ def take(graph: Graph, store: LocalStateStore) -> Snapshot:
     return Snapshot(
         step=global_step(store),
         variables=dict(store.values),
-        sources=store.source_states(),
+        sources=store.source_states(graph.sources.values()),
         tracked={name: copy.deepcopy(each.state_dict()) for name, each in graph.tracked.items()},
         hooks={name: copy.deepcopy(each.state_dict()) for name, each in store.stateful_hooks.items()},
     )

@@ -75,8 +75,14 @@ class Reader(Protocol):
     def state(self) -> SourceState:
         """How far the source is."""
 
-    def snapshot(self) -> Any:
-        """How far the source is, as plain values for a checkpoint."""
+    def snapshot(self) -> dict[str, Any]:
+        """The same for a checkpoint, as plain values."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where a snapshot was made; before the first item is taken."""
+
+    def stop(self) -> None:
+        """Read no further ahead: no step is going to ask."""
 
     async def aclose(self) -> None:
         """Close the iterators that are open."""
@@ -122,10 +128,11 @@ class LocalStateStore:
         closed: the raw session has ended; nothing can be committed any more.
         committed: whether a step of a monitored session has committed (contract V5).
         superseded: it was ended by a recovery (contract V2).
-        restored_sources: the states of sources that no step has asked for yet.
+        restored_sources: snapshots of sources, by name, at which they begin when they are opened.
         restored_hooks: the states of hooks in the snapshot that was put back, by the hooks' names.
         restored_step: the global step of that snapshot.
         stateful_hooks: the monitored session's hooks that have a state, by name.
+        start_soon: starts a background task of the monitored session; None if there is none.
     """
 
     __slots__ = (
@@ -137,6 +144,7 @@ class LocalStateStore:
         "restored_sources",
         "restored_step",
         "stamps",
+        "start_soon",
         "stateful_hooks",
         "superseded",
         "values",
@@ -151,6 +159,7 @@ class LocalStateStore:
         self.restored_hooks: dict[str, Any] = {}
         self.restored_step: int | None = None
         self.stateful_hooks: dict[str, Stateful] = {}
+        self.start_soon: Callable[..., None] | None = None
         self.closed: bool = False
         self.committed: bool = False
         self.superseded: bool = False
@@ -170,16 +179,28 @@ class LocalStateStore:
         self.restored_sources = dict(sources)
         self.restored_step = step
 
-    def source_states(self) -> dict[str, Any]:
-        """How far each source is, those that no step has asked for yet included."""
-        return {**self.restored_sources, **{name: reader.snapshot() for name, reader in self.readers.items()}}
-
     def reader(self, source: Any) -> Reader:
         """What gives this session the items of a source."""
         reader = self.readers.get(source.name)
         if reader is None:
-            reader = self.readers[source.name] = source.open()
+            reader = source.open()
+            if source.name in self.restored_sources:
+                reader.restore(self.restored_sources[source.name])
+            self.readers[source.name] = reader
         return reader
+
+    def source_states(self, sources: Iterable[Any] = ()) -> dict[str, dict[str, Any]]:
+        """Snapshots by name of the sources that were opened, or restored, and of `sources` if they were not."""
+        for source in sources:
+            if source.name not in self.restored_sources:
+                self.reader(source)
+        opened = {name: reader.snapshot() for name, reader in self.readers.items()}
+        return {**self.restored_sources, **opened}
+
+    def stop_reading(self) -> None:
+        """Let sources read no further ahead: no step is going to ask."""
+        for reader in self.readers.values():
+            reader.stop()
 
     def read(self, name: str) -> Any:
         """The committed value of a variable."""

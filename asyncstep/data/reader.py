@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import heapq
+import logging
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from asyncstep._runtime.state import Fate, SourceState
+from asyncstep.data.ahead import ReadAhead
 from asyncstep.data.positions import Positions
-from asyncstep.errors import OutOfRangeError
+from asyncstep.data.stream import END_OF_DATA, END_OF_EPOCH, FAILURE
+from asyncstep.errors import DataLossError, OutOfRangeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from asyncstep._runtime.state import LocalStateStore, Transaction
+    from asyncstep.data.settings import Settings
     from asyncstep.data.stream import Stream
+
+logger = logging.getLogger("asyncstep")
 
 
 class Reader:
@@ -26,126 +30,221 @@ class Reader:
     one step at a time, so which items are in it does not depend on who asks when (contract D3).
     """
 
-    def __init__(self, name: str, stream: Stream, batch: int | None, drop_remainder: bool) -> None:
+    def __init__(self, name: str, stream: Stream, settings: Settings) -> None:
         self._name = name
         self._stream = stream
-        self._batch = batch
-        self._size = batch or 1
-        self._drop_remainder = drop_remainder
+        self._settings = settings
+        self._size = settings.batch or 1
+        self._ahead = ReadAhead(stream, settings.prefetch, name) if settings.prefetch else None
         self._positions = Positions()
-        self._given: set[int] = set()
+        self._given: set[Taken] = set()
         self._again: list[tuple[int, Taken]] = []  # a heap, by the first position
         self._parked: set[int] = set()
         self._filling = anyio.Lock(fast_acquire=True)
 
     def state(self) -> SourceState:
         """How far the source is."""
-        again = (position for _, taken in self._again for position in taken.positions)
+        pending = [*self._given, *(taken for _, taken in self._again)]
         return SourceState(
-            self._positions.low, tuple(sorted((*self._given, *again))), tuple(sorted(self._parked))
+            self._positions.low,
+            tuple(sorted(position for taken in pending for position in taken.positions())),
+            tuple(sorted(self._parked)),
         )
 
     async def take(self, transaction: Transaction) -> Any:
         """The next item, or a list of `batch` items.
 
-        Checkpoint: only if the stream has to wait.
+        Checkpoint: only if there is something to wait for.
 
         Raises:
             OutOfRangeError: the last item has been given.
             SessionClosedError, AbortedError: the raw session was closed, or replaced, while this waited.
         """
-        if self._again and len(self._again[0][1].positions) == self._size:
-            taken = self._taken_again()
-        elif self._stream.waits:
+        store = transaction.store
+        taken = None
+        if not self._filling.locked() or (self._again and self._again[0][1].size == self._size):
+            taken = self._next(store)
+        if taken is None:
             async with self._filling:
-                taken = await self._filled(transaction.store)
-        else:
-            taken = await self._filled(transaction.store)
+                while (taken := self._next(store)) is None:
+                    await self._read(store)
         transaction.hold(taken)
-        values = [self._stream.load(*item) for item in zip(taken.positions, taken.values, strict=True)]
-        return values[0] if self._batch is None else values
-
-    async def _filled(self, store: LocalStateStore) -> Taken:
-        """A batch that was rolled back, or a new one; OutOfRangeError if there is none."""
-        while True:
-            taken = self._taken_again() if self._again else Taken(self)
-            try:
-                store.check_open()
-                whole = await self._fill(taken)
-                store.check_open()  # what a closed stream gives is neither an item nor the end of the data
-            except BaseException:
-                self._give_back(taken)  # nobody was given it yet: whoever asks next goes on filling it
-                raise
-            if whole:
-                return taken
-            if taken.positions:
-                self.finish(taken.positions)  # the remainder that nobody wants
-            elif not self._again and not self._stream.next_epoch():
-                raise OutOfRangeError(f"the source {self._name!r} has no more items")
-
-    async def _fill(self, taken: Taken) -> bool:
-        """Add items up to the size of a batch; False if the epoch ended before there was one to be given."""
         stream = self._stream
-        while len(taken.positions) < self._size:
-            found = False
-            if not taken.positions or stream.epoch == taken.epoch:
-                found, value = await stream.next()
-            if not found:
-                return bool(taken.positions) and not self._drop_remainder
-            self._given.add(stream.position - 1)
-            taken.add(stream.position - 1, stream.epoch, value)
-        return True
+        try:
+            values = await stream.load_again(taken.values) if taken.failed else stream.load(taken.values)
+        except BaseException:
+            taken.failed = True
+            raise
+        if self._ahead is not None:
+            self._ahead.taken()
+        return values[0] if self._settings.batch is None else values
 
-    def _taken_again(self) -> Taken:
-        """The first of what was rolled back."""
-        _, taken = heapq.heappop(self._again)
-        self._given.update(taken.positions)
-        return taken
+    def _next(self, store: LocalStateStore) -> Taken | None:
+        """What was rolled back, or else what comes next; None if more has to be read for that.
+
+        OutOfRangeError if there is nothing. What is not whole yet is kept as if it was rolled back, so
+        that whoever asks next goes on filling it.
+        """
+        store.check_open()  # what a closed stream gives is neither an item nor the end of the data
+        taken = heapq.heappop(self._again)[1] if self._again else Taken(self)
+        self._given.add(taken)
+        try:
+            if self._fill(taken):
+                return taken
+        except BaseException:
+            self._give_back(taken)
+            raise
+        self._give_back(taken)
+        return None
+
+    async def _read(self, store: LocalStateStore) -> None:
+        """Have more items in the queue, which is empty."""
+        missing = self._size - (self._again[0][1].size if self._again else 0)
+        if self._ahead is None:
+            await self._stream.pull(missing)
+        else:
+            await self._ahead.more(missing, store.start_soon)
 
     def _give_back(self, taken: Taken) -> None:
-        self._given.difference_update(taken.positions)
-        if taken.positions:
-            heapq.heappush(self._again, (taken.positions[0], taken))
+        self._given.discard(taken)
+        if taken.runs:
+            heapq.heappush(self._again, (taken.runs[0][0], taken))
 
-    def finish(self, positions: Sequence[int]) -> None:
+    def _fill(self, taken: Taken) -> bool:
+        """Add items up to the size of a batch; False if more have to be read for that."""
+        stream, size = self._stream, self._size
+        queue = stream.queue
+        while True:
+            while queue and taken.size < size:
+                position, value = queue[0]
+                if position < 0:
+                    if self._meet(position, taken):
+                        return True
+                else:
+                    queue.popleft()
+                    taken.add(position, value)
+            if taken.size == size:
+                return True
+            if not stream.read_now(size - taken.size):
+                return False
+
+    def _meet(self, mark: int, taken: Taken) -> bool:
+        """A mark is next in the queue: True if what is taken is whole with that."""
+        queue = self._stream.queue
+        if mark == FAILURE:
+            self._stream.failed = False
+            error = queue.popleft()[1]
+            try:
+                raise error
+            finally:
+                del error
+        if taken.size and not self._settings.drop_remainder:
+            return True
+        if taken.size:
+            self._finish_positions(taken)  # nobody wants the remainder
+            taken.clear()
+        if mark == END_OF_DATA:
+            raise OutOfRangeError(f"the source {self._name!r} has no more items")
+        assert mark == END_OF_EPOCH
+        queue.popleft()
+        return False
+
+    def finish(self, taken: Taken) -> None:
         """The step that was given these has committed."""
-        for position in positions:
-            self._given.discard(position)
-            self._positions.finish(position)
+        self._given.discard(taken)
+        self._finish_positions(taken)
+
+    def _finish_positions(self, taken: Taken) -> None:
+        for start, stop in taken.runs:
+            self._positions.finish(start, stop)
 
     def undo(self, taken: Taken, fate: Fate) -> None:
         """The step that was given these has been rolled back."""
         if fate is Fate.GIVE_AGAIN:
             self._give_back(taken)
         else:
-            self._given.difference_update(taken.positions)
-            self._parked.update(taken.positions)
+            self._given.discard(taken)
+            self._parked.update(taken.positions())
+
+    def snapshot(self) -> dict[str, Any]:
+        """How far the source is, as plain values for a checkpoint; what is not finished is pending (D2)."""
+        return {
+            "position": self._positions.low,
+            "finished": [list(each) for each in self._positions.ranges],
+            "settings": self._settings.saved(),
+            "items": self._stream.snapshot(self._positions.low),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on, from the first item, where a snapshot was made: all that was not finished is given again.
+
+        Raises:
+            FailedPreconditionError: the source has changed, so that the saved positions mean other items.
+            DataLossError: this is no snapshot of a source.
+        """
+        try:
+            self._settings.check_saved(state["settings"], self._name)
+            self._positions = Positions(state["position"], state["finished"])
+            self._stream.restore(state["items"], Positions(state["position"], state["finished"]))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise DataLossError(
+                f"the saved state of the source {self._name!r} is damaged: {error!r}"
+            ) from error
+
+    def stop(self) -> None:
+        """Read no further ahead, because no step is going to ask for more."""
+        if self._ahead is not None:
+            self._ahead.stop()
 
     async def aclose(self) -> None:
-        """Close the stream."""
+        """Stop reading ahead, and close what is open. Checkpoint: if there is something to wait for."""
+        self.stop()
+        if self._ahead is not None:
+            await self._ahead.wait_stopped()
         await self._stream.aclose()
+        queue = self._stream.queue
+        if queue and queue[-1][0] == FAILURE:
+            logger.error("reading ahead for the source %r failed", self._name, exc_info=queue.pop()[1])
 
 
 class Taken:
-    """What one transaction was given at a time: an item, or a batch of one epoch."""
+    """What one transaction was given at a time: an item, or a batch of one epoch.
 
-    __slots__ = ("epoch", "positions", "reader", "values")
+    Attributes:
+        runs: its positions, as [start, stop) each.
+        values: what the stream loads the items from.
+        failed: whether loading them has failed once.
+    """
+
+    __slots__ = ("failed", "reader", "runs", "size", "values")
 
     def __init__(self, reader: Reader) -> None:
-        self.reader: Reader = reader
-        self.epoch: int = 0
-        self.positions: list[int] = []
+        self.reader = reader
+        self.failed = False
+        self.clear()
+
+    def clear(self) -> None:
+        """Hold nothing."""
+        self.size = 0
+        self.runs: list[list[int]] = []
         self.values: list[Any] = []
 
-    def add(self, position: int, epoch: int, value: Any) -> None:
+    def add(self, position: int, value: Any) -> None:
         """One more item."""
-        self.epoch = epoch
-        self.positions.append(position)
+        if self.runs and self.runs[-1][1] == position:
+            self.runs[-1][1] = position + 1
+        else:
+            self.runs.append([position, position + 1])
         self.values.append(value)
+        self.size += 1
+
+    def positions(self) -> list[int]:
+        """All of its positions."""
+        return [position for start, stop in self.runs for position in range(start, stop)]
 
     def done(self) -> None:
         """The step has committed."""
-        self.reader.finish(self.positions)
+        self.reader.finish(self)
 
     def undone(self, fate: Fate) -> None:
         """The step has been rolled back."""

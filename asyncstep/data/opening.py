@@ -1,0 +1,167 @@
+"""Opener: opens what a source was given, as near to a wanted item as that can be done."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from asyncstep.data.snapshots import Snapshot
+from asyncstep.errors import FailedPreconditionError, InvalidTypeError, kind_of
+
+if TYPE_CHECKING:
+    from asyncstep.data.snapshots import Snapshots
+
+_NOTHING = object()
+
+
+class StateMethods(NamedTuple):
+    """How the state of an object is got, and how it is taken back to one."""
+
+    get: Callable[[], Any]
+    load: Callable[[Any], Any]
+
+
+def state_methods(thing: object) -> StateMethods | None:
+    """Those of an object that has them: by their names in PyTorch, or those in grain."""
+    for get, load in (("state_dict", "load_state_dict"), ("get_state", "set_state")):
+        if callable(getattr(thing, get, None)) and callable(getattr(thing, load, None)):
+            return StateMethods(getattr(thing, get), getattr(thing, load))
+    return None
+
+
+def takes_start(function: Callable[..., Any]) -> bool:
+    """Whether a function has a parameter named `start`, so that it can begin at any item."""
+    try:
+        return "start" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+class Opened:
+    """An iterable of one epoch, at or before a wanted item; read when it is `begun`.
+
+    Attributes:
+        iterator: once it is begun.
+        is_async: whether it has to be read by the event loop.
+        epoch, index: the item that it gives first.
+        state: gives the state of the iterable, if it has one that it can be taken back to.
+    """
+
+    __slots__ = ("_state", "epoch", "index", "is_async", "iterable", "iterator", "state")
+
+    def __init__(self, iterable: Any, epoch: int, index: int, state: Any = _NOTHING) -> None:
+        self.iterable = iterable
+        self.iterator: Iterator[Any] | AsyncIterator[Any] | None = None
+        self.is_async = isinstance(iterable, AsyncIterable)
+        self.epoch = epoch
+        self.index = index
+        self.state: Callable[[], Any] | None = None
+        self._state = state
+
+    def begin(self) -> Iterator[Any] | AsyncIterator[Any]:
+        """Make the iterator, and take it (or the iterable) to its state."""
+        methods = state_methods(self.iterable)
+        if methods is not None:
+            self._load(methods)
+        iterator: Iterator[Any] | AsyncIterator[Any] = (
+            aiter(self.iterable) if self.is_async else iter(self.iterable)
+        )
+        if methods is None:
+            methods = state_methods(iterator)
+            if methods is not None:
+                self._load(methods)
+            elif self._state is not _NOTHING:
+                self.index = 0  # it had a state when that was saved, and has none any more
+        self.state = None if methods is None else methods.get
+        self.iterator = iterator
+        return iterator
+
+    def _load(self, methods: StateMethods) -> None:
+        if self._state is not _NOTHING:
+            methods.load(deepcopy(self._state))
+
+    def snapshot(self, epoch: int, index: int) -> Snapshot:
+        """Its state now, when it has given so many items of an epoch."""
+        assert self.state is not None
+        return Snapshot(epoch, index, deepcopy(self.state()))
+
+
+class Opener:
+    """Opens the items of one source, of which there are these kinds:
+
+    - a function that can begin at any item, by its parameter `start`;
+    - an object that is an iterable with a state: it is one for all epochs and sessions, and can go on only
+      where it stands, or from a state that it had;
+    - a function, or a plain iterable, that gives an iterator from the first item, whose state, if it has
+      one, leads to other items of the same epoch.
+    """
+
+    def __init__(self, items: Any, name: str) -> None:
+        self._items = items
+        self._name = name
+        self._function: Callable[..., Any] | None = items if callable(items) else None
+        self._starts = self._function is not None and takes_start(self._function)
+        self._shared = self._function is None and state_methods(items) is not None
+        self._first: Any = _NOTHING
+        self._user: object = None
+
+    def nearest(self, epoch: int, index: int, snapshots: Snapshots) -> tuple[int, int]:
+        """The item before which an iterable would be opened for a wanted one."""
+        if self._starts:
+            return epoch, index
+        snapshot = snapshots.nearest(epoch, index)
+        if snapshot is not None and (self._shared or snapshot.epoch == epoch):
+            return snapshot.place
+        return (0, 0) if self._shared else (epoch, 0)
+
+    def open(self, user: object, epoch: int, index: int, snapshots: Snapshots) -> Opened:
+        """An iterable at the `nearest` item. Of a shared object, whoever used it before can do so no longer."""
+        place = self.nearest(epoch, index, snapshots)
+        if self._starts:
+            return Opened(self._called(index), *place)
+        snapshot = snapshots.nearest(*place)
+        state = snapshot.state if snapshot is not None and snapshot.place == place else _NOTHING
+        if not self._shared:
+            return Opened(self._called(0), *place, state)
+        first = self._first_state()
+        self._user = user
+        return Opened(self._items, *place, first if state is _NOTHING else state)
+
+    def follow(self, epoch: int) -> Opened:
+        """The iterable of an epoch, when that of the one before has been read to its end."""
+        if not self._shared:
+            return Opened(self._called(0), epoch, 0)
+        ended_for_good = isinstance(self._items, Iterator | AsyncIterator)
+        return Opened(self._items, epoch, 0, self._first if ended_for_good else _NOTHING)
+
+    def check(self, user: object) -> None:
+        """Raise FailedPreconditionError if another has opened a shared object since this user did."""
+        if self._shared and self._user is not user:
+            raise FailedPreconditionError(
+                f"the items of the source {self._name!r} are {kind_of(self._items)}, which another session has"
+                " begun to read; give a function that makes it, so that each session has its own"
+            )
+
+    def _first_state(self) -> Any:
+        """The state that a shared object began with; nothing while it is in that state."""
+        if self._first is not _NOTHING:
+            return self._first
+        methods = state_methods(self._items)
+        assert methods is not None
+        self._first = deepcopy(methods.get())
+        return _NOTHING
+
+    def _called(self, start: int) -> Any:
+        if self._function is None:
+            return self._items
+        items = self._function(start=start) if self._starts else self._function()
+        if isinstance(items, AsyncIterable | Iterable):
+            return items
+        if inspect.iscoroutine(items):
+            items.close()
+        raise InvalidTypeError(
+            f"the function of the source {self._name!r} must return an iterable or an async iterable,"
+            f" not {kind_of(items)}"
+        )
