@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import click
 
-from asyncstep import StopKind, demo
+from asyncstep import Error, StopKind, demo
 from asyncstep.checkpoint_commands import list_command, show_command, verify_command
 from asyncstep.hooks import SignalHook
 from asyncstep.terminal import print_lines
@@ -54,17 +54,25 @@ main.add_command(verify_command)
     help="The event loop to run on.",
 )
 @click.option(
-    "--dir",
+    "--source",
     "root",
     metavar="DIR",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Count the Python files in DIR instead of the standard library.",
 )
+@click.option(
+    "--dir",
+    "directory",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Save checkpoints in DIR, and go on from the newest one there.",
+)
 @click.option("--progress/--no-progress", default=True, help="Say on stderr how many files are done.")
-def run_demo(workers: int, backend: str, root: Path | None, progress: bool) -> None:
+def run_demo(workers: int, backend: str, root: Path | None, directory: Path | None, progress: bool) -> None:
     """Count lines, tokens, functions, classes and names in the standard library of this Python.
 
-    Ctrl-C ends it within a second, with the table of what was counted so far.
+    Ctrl-C ends it within a second, with the table of what was counted so far. With --dir it may be killed
+    at any instant: start it again, and it goes on to the same table.
     """
     if find_spec(backend) is None:
         raise click.ClickException(f"{backend} is not installed; try: pip install 'asyncstep[{backend}]'")
@@ -74,12 +82,14 @@ def run_demo(workers: int, backend: str, root: Path | None, progress: bool) -> N
         hooks: list[SessionRunHook] = [SignalHook()]
         if progress:
             hooks.append(demo.Progress(len(files)))
-        job = partial(demo.count, where, files, workers=workers, hooks=hooks)
+        job = partial(demo.count, where, files, workers=workers, hooks=hooks, directory=directory)
         try:
             values, reason = anyio.run(job, backend=backend)
         finally:
             if progress and sys.stderr.isatty():
                 click.echo(err=True)  # leaves the line of the progress
+    except (Error, OSError) as error:  # of the checkpoints: an error of a file is counted, not raised
+        raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:  # before the session was open, or the second Ctrl-C
         sys.exit(_ended_by(Signals.SIGINT))
     library = f"The standard library of Python {platform.python_version()}"
@@ -87,6 +97,8 @@ def run_demo(workers: int, backend: str, root: Path | None, progress: bool) -> N
     if reason is not None and reason.kind is StopKind.SIGNAL:
         done = values["files"] + len(values["failed"])
         print_lines([f"\nStopped by {reason.origin} after {done:,} of {len(files):,} files."])
+        if directory is not None:
+            print_lines(["The same command goes on from there."])
         sys.exit(_ended_by(Signals[reason.origin]))
 
 

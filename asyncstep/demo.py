@@ -1,8 +1,7 @@
 """What is Python made of? The job of ``asyncstep demo``, and a program to start your own from.
 
 Workers take one file after another, tokenize it off the event loop and fold what is in it into variables.
-Each step is a transaction: a file counts in all of the variables or in none, and goes to exactly one step.
-So any number of workers finds the same, and Ctrl-C leaves the sums of the files that are done.
+Each step is a transaction, so any number of workers finds the same, killed at any instant and started again.
 """
 
 from __future__ import annotations
@@ -19,12 +18,14 @@ from tokenize import NAME, TokenError, tokenize
 from typing import Any
 
 import asyncstep
-from asyncstep.hooks import SecondOrStepTimer
+from asyncstep import SessionRunContext, SessionRunHook, SessionRunValues
+from asyncstep.hooks import FinalOpsHook, SecondOrStepTimer
 
 SUMS = ("files", "bytes", "lines", "tokens", "functions", "classes")
 Names = tuple[Counter[str], ...]
 Largest = tuple[tuple[int, str], ...]
 Failed = tuple[tuple[str, str], ...]
+Hooks = Sequence[SessionRunHook]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +78,16 @@ def keep_failed(failed: Failed, found: Found) -> Failed:
     return tuple(sorted((*failed, (found.path, found.error)))) if found.error else failed
 
 
-class Progress(asyncstep.SessionRunHook):
+class Progress(SessionRunHook):
     """Says on stderr how far the loop is: on one line of a terminal, elsewhere with a line now and then."""
 
     def __init__(self, total: int) -> None:
-        self.total: int = total
-        self.start: float = time.monotonic()
+        self.total, self.start = total, time.monotonic()
         seconds, self.line_end = (0.1, "\r") if sys.stderr.isatty() else (2.0, "\n")
         self.timer: SecondOrStepTimer = SecondOrStepTimer(seconds)
 
-    async def after_run(  # noqa: ASYNC910 - there is nothing to wait for
-        self, run_context: asyncstep.SessionRunContext, run_values: asyncstep.SessionRunValues
-    ) -> None:
-        """Each step is one file."""
-        done = run_values.global_step or 0
+    async def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:  # noqa: ASYNC910 - no wait
+        done = run_values.global_step or 0  # each step is one file
         if self.timer.should_trigger_for_step(done) or done == self.total:
             self.timer.update_last_triggered_step(done)
             seconds = time.monotonic() - self.start
@@ -98,23 +95,25 @@ class Progress(asyncstep.SessionRunHook):
 
 
 async def count(
-    root: Path, files: Sequence[str], *, workers: int = 8, hooks: Sequence[asyncstep.SessionRunHook] = ()
+    root: Path, files: Sequence[str], *, workers: int = 8, hooks: Hooks = (), directory: Path | None = None
 ) -> tuple[dict[str, Any], asyncstep.StopReason | None]:
-    """The values of the variables after all `files` below `root`, or when it was stopped, and the reason."""
+    """Count `files`, going on from the newest checkpoint in `directory`: the totals, and why it ended."""
     with asyncstep.Graph() as graph:
-        found = examine(root, asyncstep.source(files, name="files to do"))
+        found = examine(root, asyncstep.source(files, name=f"files in {root}"))
         count_file = asyncstep.group(
             *(asyncstep.Variable(0, name=what).update(add, found, what) for what in SUMS),
             asyncstep.Variable[Names]((), name="names").update(add_names, found),
             asyncstep.Variable[Largest]((), name="largest").update(keep_largest, found),
             asyncstep.Variable[Failed]((), name="failed").update(keep_failed, found),
         )
-        session = asyncstep.MonitoredSession(hooks=hooks)
+        totals = FinalOpsHook(dict(graph.variables))
+        session = asyncstep.MonitoredTrainingSession(
+            hooks=[*hooks, totals], checkpoint_dir=directory, save_checkpoint_secs=1
+        )
 
     async def step(ctx: asyncstep.StepContext) -> None:
         await ctx.run_with_hooks(count_file)
 
     async with session:
         await session.loop(step, workers=workers)
-        values = await session.run_without_hooks(dict(graph.variables))
-    return values, session.stop_reason
+    return totals.final_ops_values, session.stop_reason

@@ -75,7 +75,7 @@ def test_the_table_has_the_sums_the_first_of_the_names_and_files_and_what_was_no
     run: Run, tree: Path, backend: str
 ) -> None:
     """Ties stand in the order of the alphabet, so the table is the same at every run."""
-    code, out, err = run("demo", "--dir", tree, "--backend", backend, "--no-progress")
+    code, out, err = run("demo", "--source", tree, "--backend", backend, "--no-progress")
     assert (code, err) == (0, "")
     assert out.startswith(HEAD.format(tree))
     assert out.endswith(REST)
@@ -83,7 +83,7 @@ def test_the_table_has_the_sums_the_first_of_the_names_and_files_and_what_was_no
 
 def test_progress_goes_to_stderr(run: Run, tree: Path) -> None:
     """So the table alone can be written to a file."""
-    code, out, err = run("demo", "--dir", tree, "--workers", 1)
+    code, out, err = run("demo", "--source", tree, "--workers", 1)
     assert code == 0
     assert out.endswith(REST)
     assert "4 of 4 files" in err.splitlines()[-1]
@@ -94,7 +94,7 @@ def test_a_terminal_is_left_with_a_line_of_its_own(
 ) -> None:
     """The line that was written over and over is ended, so nothing is printed across it."""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    _, _, err = run("demo", "--dir", tree)
+    _, _, err = run("demo", "--source", tree)
     assert err.endswith(" s\r\n")
     assert err.count("\n") == 1
 
@@ -112,7 +112,7 @@ def test_without_a_directory_it_reads_the_standard_library(
 
 def test_an_empty_directory_has_a_table_of_zeros(run: Run, tmp_path: Path) -> None:
     """Nothing to count is no error."""
-    code, out, err = run("demo", "--dir", tmp_path, "--no-progress")
+    code, out, err = run("demo", "--source", tmp_path, "--no-progress")
     assert (code, err) == (0, "")
     assert [line.split() for line in out.splitlines()[3:]] == [["0", what] for what in demo.SUMS]
 
@@ -124,7 +124,7 @@ def test_what_the_output_has_no_letters_for_is_escaped(
     (tmp_path / "größe.py").write_text("größe = 1\n", encoding="utf-8")
     (tmp_path / os.fsdecode(b"\xff.py")).write_text("")
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    with start("demo", "--dir", tmp_path, "--no-progress") as process:
+    with start("demo", "--source", tmp_path, "--no-progress") as process:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert "gr\\xf6\\xdfe " in out
@@ -137,8 +137,8 @@ def test_what_the_output_has_no_letters_for_is_escaped(
         (["--workers", "0"], "Invalid value for '--workers': 0 is not in the range x>=1."),
         (["--workers", "many"], "Invalid value for '--workers': 'many' is not a valid integer range."),
         (["--backend", "curio"], "Invalid value for '--backend': 'curio' is not one of 'asyncio', 'trio'."),
-        (["--dir", "/no/such"], "Invalid value for '--dir': Directory '/no/such' does not exist."),
-        (["--dir", __file__], f"Invalid value for '--dir': Directory {__file__!r} is a file."),
+        (["--source", "/no/such"], "Invalid value for '--source': Directory '/no/such' does not exist."),
+        (["--source", __file__], f"Invalid value for '--source': Directory {__file__!r} is a file."),
     ],
 )
 def test_a_wrong_option_is_named_with_what_was_expected(run: Run, args: list[str], message: str) -> None:
@@ -153,9 +153,11 @@ def test_a_directory_that_may_not_be_read_is_named(
 ) -> None:
     """It is told before anything runs, not as a table of zeros."""
     monkeypatch.setattr(os, "access", lambda *_, **__: False)
-    code, out, err = run("demo", "--dir", tmp_path)
+    code, out, err = run("demo", "--source", tmp_path)
     assert (code, out) == (2, "")
-    assert err.endswith(f"Error: Invalid value for '--dir': Directory {str(tmp_path)!r} is not readable.\n")
+    assert err.endswith(
+        f"Error: Invalid value for '--source': Directory {str(tmp_path)!r} is not readable.\n"
+    )
 
 
 def test_trio_is_an_extra_and_how_to_get_it_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +202,7 @@ def test_a_signal_ends_it_with_the_table_of_what_was_done(
     (tmp_path / "n0.py").write_text("value = [1, 2, 3]\n" * 2000)
     for number in range(1, 500):
         os.link(tmp_path / "n0.py", tmp_path / f"n{number}.py")
-    with start("demo", "--dir", tmp_path, "--backend", backend) as process:
+    with start("demo", "--source", tmp_path, "--backend", backend) as process:
         first = cast("IO[str]", process.stderr).readline()
         assert " 1 of 500 files " in first
         os.killpg(process.pid, sent)
@@ -216,7 +218,7 @@ def test_a_signal_ends_it_with_the_table_of_what_was_done(
 
 def test_a_reader_that_goes_away_is_no_traceback(tree: Path) -> None:
     """``asyncstep demo | head -1`` ends quietly."""
-    with start("demo", "--dir", tree, "--no-progress") as process:
+    with start("demo", "--source", tree, "--no-progress") as process:
         cast("IO[str]", process.stdout).close()
         assert cast("IO[str]", process.stderr).read() == ""
     assert process.returncode == 1
