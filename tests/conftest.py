@@ -13,6 +13,13 @@ BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long the tests of faults take."""
+    parser.addoption(
+        "--kills", type=int, default=56, help="how often tests/faults kills a process (default: %(default)s)"
+    )
+
+
 @pytest.fixture(params=list(BACKENDS.values()), ids=list(BACKENDS))
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """The backend of a test marked `anyio`: asyncio, asyncio on uvloop, and trio, one after the other."""
