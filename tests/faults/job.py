@@ -7,7 +7,7 @@ steps fail at the first attempt when half of their writes are made, and are run 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +111,25 @@ def job(
     workers: int,
     *,
     event: Event = lambda: None,
+    begin: Callable[[int], None] = lambda item: None,
     say: Callable[[int], None] = lambda step: None,
+    hooks: Sequence[asyncstep.SessionRunHook] = (),
 ) -> Callable[[], Any]:
-    """The async function that goes on from the newest checkpoint to the end of the data."""
+    """The async function that goes on from the newest checkpoint to the end of the data.
+
+    Args:
+        directory: of the checkpoints; one after every third step.
+        workers: how many.
+        event: called in ops, hooks and the step function: where a kill is interesting.
+        begin: called with each item that is worked on.
+        say: called with each step that is durable.
+        hooks: more of them.
+    """
 
     @asyncstep.op
     async def work(item: int) -> int:
         """Wait for as long as it takes to write a small checkpoint, more or less."""
+        begin(item)
         event()
         await anyio.sleep(workers * (item * 7 % 5) / 500)
         event()
@@ -151,9 +163,9 @@ def job(
     async def run() -> asyncstep.StopReason | None:
         saver = CheckpointSaverHook(directory, save_steps=3, listeners=[Announce(say)])
         creator = asyncstep.ChiefSessionCreator(graph=graph, checkpoint_dir=directory)
-        hooks = [Watch(item, tally, event), saver]
+        all_hooks = [*hooks, Watch(item, tally, event), saver]
         recovery = asyncstep.Recovery(wait_initial=0.0, jitter=0.0)
-        async with asyncstep.MonitoredSession(creator, hooks, recovery=recovery) as session:
+        async with asyncstep.MonitoredSession(creator, all_hooks, recovery=recovery) as session:
             await session.loop(step, workers=workers)
         return session.stop_reason
 

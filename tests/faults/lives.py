@@ -14,13 +14,13 @@ import random
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import anyio
 from job import ITEMS, job
 from mortal import Mortality
+from states import difference, half_steps, state
 
-from asyncstep.checkpoint import latest_checkpoint, list_checkpoints, read_checkpoint
+from asyncstep.checkpoint import list_checkpoints
 
 LONGEST = 400
 """The most events of a life that is killed."""
@@ -57,42 +57,6 @@ def _write(descriptor: int, content: bytes) -> None:
     os.write(descriptor, content)
 
 
-def state(directory: Path) -> dict[str, Any]:
-    """All that the newest checkpoint holds, with every byte of it."""
-    path = latest_checkpoint(directory)
-    assert path is not None, "there is no checkpoint"
-    found = read_checkpoint(path)
-    content = {file.name: file.read_bytes() for file in path.iterdir() if file.name != "MANIFEST.json"}
-    return {
-        "step": found.step,
-        "variables": dict(found.variables),
-        "sources": dict(found.sources),
-        "tracked": dict(found.tracked),
-        "hooks": dict(found.hooks),
-        "content": content,
-    }
-
-
-def half_steps(found: dict[str, Any]) -> list[str]:
-    """What of a checkpoint does not agree with the items in it (contract K1)."""
-    variables = found["variables"]
-    items = variables["items"]
-    source = found["sources"]["numbers"]
-    finished = [*range(source["position"])]
-    for start, stop in source["finished"]:
-        finished += range(start, stop)
-    remainders = {remainder: sum(item % 5 == remainder for item in items) for remainder in range(5)}
-    facts = {
-        "items of the variables and finished positions": (list(items), sorted(finished)),
-        "number of items and global step": (len(items), found["step"]),
-        "the first run of the step": (sum(items), variables["begun"]),
-        "the array": (sum(items), int(variables["vector"].sum())),
-        "the tracked object": (remainders, found["tracked"]["tally"]),
-        "the hook": ({"sum": sum(items)}, found["hooks"]["Watch"]),
-    }
-    return [f"{what}: {one} is not {other}" for what, (one, other) in facts.items() if one != other]
-
-
 def kill_to_the_end(
     directory: Path, backend: str, workers: int, kills: int, dice: random.Random
 ) -> tuple[int, list[str]]:
@@ -109,17 +73,6 @@ def kill_to_the_end(
         if code == 0 or wrong:
             return killed, wrong
         killed += 1
-
-
-def difference(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """What is not the same to the bit."""
-    if expected["content"] == found["content"]:
-        return []
-    return [
-        f"the {section} of the run that was killed are {found[section]}, not {expected[section]}"
-        for section in ("step", "variables", "sources", "tracked", "hooks")
-        if repr(expected[section]) != repr(found[section])
-    ] or ["the files of the checkpoints differ"]
 
 
 def main(directory: Path, backend: str, workers: int, kills: int, seed: int) -> list[str]:

@@ -5,27 +5,15 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import asyncstep
 from asyncstep.checkpoint import list_checkpoints
 
-HERE = Path(__file__).parent
-
-
-def python(*args: object) -> subprocess.CompletedProcess[str]:
-    """Run Python to its end, with the asyncstep of these tests."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(asyncstep.__file__).parent.parent)}
-    return subprocess.run(
-        [sys.executable, *map(str, args)], capture_output=True, text=True, env=environment, check=False
-    )
+from .processes import HERE, run
 
 
 @pytest.mark.parametrize("workers", [1, 8])
@@ -36,7 +24,7 @@ def test_a_job_killed_at_any_instant_ends_as_one_that_never_was(
     """K1, K2, K3, K4: variables, tracked object, hook, positions and step are the same to the bit; after each
     kill the newest checkpoint has no half step and is not older than what was said to be durable."""
     kills = -(-pytestconfig.getoption("kills") // 4)
-    ended = python(HERE / "lives.py", tmp_path, backend, workers, kills, 20261123)
+    ended = run(HERE / "lives.py", tmp_path, backend, workers, kills, 20261123)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stdout.startswith(f"{kills} kills in ")
 
@@ -51,14 +39,14 @@ def test_the_demo_killed_and_started_again_prints_the_same_table(tmp_path: Path,
         file.write_text(f"def name{number % 11}(value):\n    return value + {number}\n" * (number + 1))
     (source / "broken.py").write_text("# coding: martian\n")
     demo = ["demo", "--source", source, "--backend", backend, "--no-progress"]
-    undisturbed = python("-m", "asyncstep", *demo)
+    undisturbed = run("-m", "asyncstep", *demo)
     assert undisturbed.returncode == 0, undisturbed.stderr
     dice = random.Random(backend)
-    for _ in range(3):
-        killed = python(HERE / "run_killed.py", dice.randint(30, 120), *demo, "--dir", checkpoints)
+    for _ in range(2):
+        killed = run(HERE / "run_killed.py", dice.randint(30, 120), *demo, "--dir", checkpoints)
         assert (killed.returncode, killed.stdout, killed.stderr) == (-signal.SIGKILL, "", "")
     done = max(each.step for each in list_checkpoints(checkpoints))
     assert 0 < done < 101
-    resumed = python("-m", "asyncstep", *demo, "--dir", checkpoints)
+    resumed = run("-m", "asyncstep", *demo, "--dir", checkpoints)
     assert (resumed.returncode, resumed.stderr) == (0, "")
     assert resumed.stdout == undisturbed.stdout
