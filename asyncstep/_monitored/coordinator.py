@@ -14,7 +14,6 @@ from asyncstep._monitored.stop import (
     StopKind,
     is_interrupt,
     keep_errors,
-    leaves,
     name_of,
     raise_as_is,
     take_out,
@@ -101,7 +100,7 @@ class Coordinator:
                 event.set()
 
     def _failed(self, error: BaseException, scope: anyio.CancelScope) -> None:
-        if any(is_interrupt(leaf) for leaf in leaves(error)):
+        if is_interrupt(error):
             # Nobody may ever ask for it here: it ends the program, by way of the task group (contract C5).
             self._life.request_stop(StopKind.SIGNAL, repr(error), self._scopes[scope])
             raise_as_is(error)

@@ -21,6 +21,7 @@ from asyncstep._monitored.step import StepContext, check_step_fn, run_step_fn
 from asyncstep._monitored.stop import (
     StopKind,
     StopReason,
+    foremost,
     is_cancellation,
     is_interrupt,
     outcome,
@@ -291,7 +292,7 @@ class MonitoredSession:
         if error is None or self._life.closed:
             return
         if is_interrupt(error):
-            kind = StopKind.SIGNAL if isinstance(error, KeyboardInterrupt) else StopKind.ERROR
+            kind = StopKind.SIGNAL if isinstance(foremost(error), KeyboardInterrupt) else StopKind.ERROR
         else:
             cancelled = is_cancellation(error, anyio.get_cancelled_exc_class())
             kind = StopKind.CANCELLED if cancelled else StopKind.ERROR

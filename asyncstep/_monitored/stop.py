@@ -173,8 +173,12 @@ def foremost(error: BaseException) -> BaseException:
 
 
 def is_interrupt(error: BaseException | None) -> bool:
-    """Whether it ends the program: KeyboardInterrupt, SystemExit, or a generator that is thrown away."""
-    return isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit))
+    """Whether it ends the program: KeyboardInterrupt, SystemExit, or a generator that is thrown away; or a
+    group with one of them in it, as a trio nursery raises it.
+    """
+    return error is not None and any(
+        isinstance(leaf, (KeyboardInterrupt, SystemExit, GeneratorExit)) for leaf in leaves(error)
+    )
 
 
 def most_urgent(

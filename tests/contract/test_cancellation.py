@@ -531,6 +531,39 @@ async def test_closing_errors_beside_an_interrupt(
     assert [hook.ended[0][1] for hook in hooks] == [interrupt, interrupt]
 
 
+async def test_closing_errors_beside_a_group_with_an_interrupt(caplog: pytest.LogCaptureFixture) -> None:
+    """C5: a group with an interrupt in it, as a cancelled nursery raises it, leaves as the same object too."""
+    group = BaseExceptionGroup("a nursery", [KeyboardInterrupt(), Oops("body")])
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with monitored(Graph(), Recorder("a", [], on_session_error=Oops("closing"))) as session:
+            raise group
+    assert caught.value is group
+    assert "closing" in "".join(group.__notes__)
+    assert "closing" in caplog.text
+    reason = session.stop_reason
+    assert reason is not None
+    assert reason.kind == "signal"
+
+
+async def test_an_interrupt_in_a_group_of_one_worker_ends_the_loop_at_once() -> None:
+    """C5, W2: an interrupt in a group, out of one worker, does not wait for the steps of the others."""
+    group = BaseExceptionGroup("a nursery", [KeyboardInterrupt()])
+    deaf = anyio.Event()
+
+    async def step(ctx: StepContext) -> None:
+        if ctx.worker == 0:
+            await deaf.wait()
+            raise group
+        deaf.set()
+        await anyio.sleep_forever()
+
+    with anyio.fail_after(10):
+        async with monitored(Graph()) as session:
+            with pytest.raises(BaseExceptionGroup) as caught:
+                await session.loop(step, workers=2)
+    assert caught.value is group
+
+
 async def test_a_stuck_hook_beside_an_interrupt(caplog: pytest.LogCaptureFixture) -> None:
     """C5, L6: the TimeoutError of a closing beside an interrupt is a note on it as well."""
     interrupt = KeyboardInterrupt()
