@@ -6,11 +6,13 @@ import importlib.resources
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 import asyncstep
+from asyncstep.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -85,22 +87,37 @@ def test_types_ship() -> None:
     assert importlib.resources.files(asyncstep).joinpath("py.typed").is_file()
 
 
-def test_the_readme_example_runs_as_pasted(tmp_path: Path) -> None:
-    """The README's one Python block is a complete program: it counts every word and says why it ended."""
-    [example] = blocks("python")
-    program = tmp_path / "example.py"
-    program.write_text(example, encoding="utf-8")
+def run(program: str, folder: Path) -> str:
+    """What a program prints."""
+    path = folder / "example.py"
+    path.write_text(program, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-W", "error", program],
-        cwd=tmp_path,
+        [sys.executable, "-W", "error", path],
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("200 pages, 19900 words:")
-    assert "end_of_data" in done.stdout
+    return done.stdout
+
+
+def test_the_readme_example_runs_as_pasted(tmp_path: Path) -> None:
+    """The README's first Python block is a complete program: it counts every word and says why it ended."""
+    printed = run(blocks("python")[0], tmp_path)
+    assert printed.startswith("200 pages, 19900 words:")
+    assert "end_of_data" in printed
+
+
+def test_the_readme_example_resumes(tmp_path: Path) -> None:
+    """The second block, in place of the first one's session, leaves a checkpoint and goes on from it."""
+    example, session = blocks("python")
+    head, _, _ = example.partition("async def main")
+    main = "async def main() -> None:\n" + textwrap.indent(session, "    ")
+    program = head + main + "    print(session.global_step)\n\n\nanyio.run(main)\n"
+    assert run(program, tmp_path) == run(program, tmp_path) == "200\n"
+    assert [found.step for found in list_checkpoints(tmp_path / "checkpoints")][-1] == 200
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
