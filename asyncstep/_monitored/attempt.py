@@ -17,7 +17,7 @@ from asyncstep._monitored.stop import keep_errors, leaves, most_urgent, raise_as
 from asyncstep._runtime.executor import evaluate
 from asyncstep._runtime.options import RunMetadata, RunOptions, check_options, deadline, merged
 from asyncstep._runtime.session import CALLERS_FEEDS, ends, within
-from asyncstep._runtime.state import Fate, Transaction, current, live
+from asyncstep._runtime.transaction import Fate, Transaction, current, live
 from asyncstep.errors import InvalidTypeError, kind_of
 
 if TYPE_CHECKING:

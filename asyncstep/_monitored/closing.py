@@ -21,7 +21,7 @@ import anyio
 from asyncstep._monitored.stop import foremost, keep_errors
 from asyncstep._runtime.pace import runs_on_asyncio
 from asyncstep._runtime.session import Session
-from asyncstep._runtime.state import current
+from asyncstep._runtime.transaction import current
 from asyncstep.errors import DeadlineExceededError
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from asyncstep._monitored.stop import (
     raise_as_is,
     take_out,
 )
-from asyncstep._runtime.state import current
+from asyncstep._runtime.transaction import current
 from asyncstep.errors import InvalidArgumentError, InvalidTypeError, kind_of
 
 if TYPE_CHECKING:

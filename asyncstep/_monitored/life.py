@@ -11,7 +11,7 @@ from asyncstep._monitored.coordinator import Coordinator
 from asyncstep._monitored.hook import ALL, HookTable, stateful
 from asyncstep._monitored.stop import StopKind, StopLevel, StopReason, leaves, raise_as_is
 from asyncstep._runtime.pace import Pace
-from asyncstep._runtime.state import current
+from asyncstep._runtime.transaction import current
 from asyncstep.errors import InvalidArgumentError, OutOfRangeError, SessionClosedError, make_stop
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from asyncstep._monitored.hook import SessionRunHook
     from asyncstep._monitored.recovery import Recovery
     from asyncstep._runtime.session import Session
-    from asyncstep._runtime.state import Stateful, Transaction
+    from asyncstep._runtime.state import Stateful
+    from asyncstep._runtime.transaction import Transaction
 
 
 class Life:

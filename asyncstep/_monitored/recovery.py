@@ -12,7 +12,8 @@ import anyio
 
 from asyncstep._monitored.stop import StopKind, is_own_end, leaves
 from asyncstep._runtime.session import Session
-from asyncstep._runtime.state import SupersededError, add_note_once
+from asyncstep._runtime.state import SupersededError
+from asyncstep._runtime.transaction import add_note_once
 from asyncstep.errors import (
     AbortedError,
     FailedPreconditionError,

@@ -20,7 +20,7 @@ from asyncstep._monitored.recovery import (
 from asyncstep._monitored.stop import (
     leaves,
 )
-from asyncstep._runtime.state import Transaction
+from asyncstep._runtime.transaction import Transaction
 
 if TYPE_CHECKING:
     from asyncstep._monitored.life import Life

@@ -21,7 +21,7 @@ from asyncstep._monitored.stop import (
     take_out,
 )
 from asyncstep._runtime.options import RunMetadata, RunOptions, check_options
-from asyncstep._runtime.state import Transaction, current, live
+from asyncstep._runtime.transaction import Transaction, current, live
 from asyncstep._runtime.typed import typed_run
 from asyncstep.errors import InvalidTypeError, StopRequested, kind_of
 

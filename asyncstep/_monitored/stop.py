@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from asyncstep._runtime.state import add_note_once
+from asyncstep._runtime.transaction import add_note_once
 from asyncstep.errors import OutOfRangeError, StopRequested
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import anyio
 
 from asyncstep._graph.node import Node
 from asyncstep._runtime.plan import AD_HOC, AWAIT, INLINE, MANY, NONE, ONE
-from asyncstep._runtime.state import add_note_once
+from asyncstep._runtime.transaction import add_note_once
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from asyncstep._runtime.plan import Plan
-    from asyncstep._runtime.state import Transaction
+    from asyncstep._runtime.transaction import Transaction
 
 Timings = dict[str, tuple[float, float]]
 

@@ -18,15 +18,8 @@ from asyncstep._runtime.options import RunMetadata, RunOptions, check_options, d
 from asyncstep._runtime.pace import Pace
 from asyncstep._runtime.plan import Plan
 from asyncstep._runtime.snapshot import put_back, take
-from asyncstep._runtime.state import (
-    Fate,
-    LocalStateStore,
-    SupersededError,
-    Transaction,
-    current,
-    enclosing,
-    live,
-)
+from asyncstep._runtime.state import LocalStateStore, SupersededError
+from asyncstep._runtime.transaction import Fate, Transaction, current, enclosing, live
 from asyncstep._runtime.typed import typed_run
 from asyncstep.errors import InvalidTypeError, NotFoundError, OutOfRangeError, SessionClosedError, kind_of
 

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from asyncstep._runtime.state import Fate, SourceState
+from asyncstep._runtime.state import SourceState
+from asyncstep._runtime.transaction import Fate
 from asyncstep.data.ahead import ReadAhead
 from asyncstep.data.positions import Positions
 from asyncstep.data.stream import END_OF_DATA, END_OF_EPOCH, FAILURE
 from asyncstep.errors import DataLossError, OutOfRangeError
 
 if TYPE_CHECKING:
-    from asyncstep._runtime.state import LocalStateStore, Transaction
+    from asyncstep._runtime.state import LocalStateStore
+    from asyncstep._runtime.transaction import Transaction
     from asyncstep.data.settings import Settings
     from asyncstep.data.stream import Stream
 

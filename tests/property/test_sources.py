@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from asyncstep import Graph, OutOfRangeError, Session, source
-from asyncstep._runtime.state import Fate, Transaction
+from asyncstep._runtime.transaction import Fate, Transaction
 from asyncstep.data import Source, course, iterables, snapshots
 from asyncstep.data.order import Permutation
 
