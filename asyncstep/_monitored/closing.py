@@ -138,7 +138,7 @@ class _Closing:
         life, coord = self.life, self.life.coord
         coord.stop_tasks()
         try:
-            with anyio.CancelScope(deadline=self.half, shield=True) as scope:
+            with anyio.CancelScope(deadline=self.half) as scope:
                 await life.wait_for_steps(self.own_steps)
         finally:
             life.sealed = True
@@ -148,10 +148,10 @@ class _Closing:
             )
         if life.raw is not None:
             life.raw.store.stop_reading()
-        with anyio.CancelScope(deadline=self.half, shield=True):
+        with anyio.CancelScope(deadline=self.half):
             await coord.wait_until_idle(self.own_tasks)
         cancelled = coord.cancel_tasks(self.own_tasks)
-        with anyio.CancelScope(deadline=self.deadline, shield=True) as scope:
+        with anyio.CancelScope(deadline=self.deadline) as scope:
             await coord.wait_until_idle(self.own_tasks)
         if scope.cancelled_caught:
             self.unfinished.extend(f"the background task {name}" for name in cancelled)
@@ -186,7 +186,7 @@ class _Closing:
     async def _bounded(self, name: str, call: Callable[..., Awaitable[object]], *args: object) -> None:  # noqa: ASYNC910 - a part of the closing, which has one
         """Call something of the closing: until the deadline, and whatever it raises is kept."""
         overdue = False
-        with anyio.CancelScope(deadline=self.deadline, shield=True) as scope:
+        with anyio.CancelScope(deadline=self.deadline) as scope:
             try:
                 await call(*args)
             except BaseException as error:  # noqa: ASYNC103 - raised when the closing is done
