@@ -29,7 +29,7 @@ from asyncstep import (
     Variable,
     op,
 )
-from asyncstep.hooks import SignalHook
+from asyncstep.hooks import CheckpointSaverHook, SignalHook
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -126,6 +126,23 @@ async def deaf() -> None:
         await anyio.sleep_forever()
 
     await told(lambda session: session.loop(step), SignalHook(), tell)
+
+
+async def saving() -> None:
+    """A loop that saves at its end, whose third step does not end when the session stops; in the present directory."""
+    tell = Tell()
+
+    async def step(ctx: StepContext) -> None:
+        if session.global_step == 2:  # the first is saved by itself
+            say("ready")
+            await tell.coord.wait_for_stop()
+            say("stopping")
+            await anyio.sleep_forever()
+        await ctx.run_with_hooks("add")
+
+    session = a_session(SignalHook(), tell, CheckpointSaverHook(".", save_steps=1000))
+    async with session:
+        await session.loop(step)
 
 
 async def deaf_with_own_handlers() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import asyncstep
+from asyncstep.checkpoint import latest_checkpoint, read_checkpoint
 
 BACKENDS = ["asyncio", "uvloop", "trio"]
 INT, TERM = signal.SIGINT, signal.SIGTERM
@@ -19,7 +20,7 @@ INT, TERM = signal.SIGINT, signal.SIGTERM
 class Program:
     """A running scenario of signalled.py."""
 
-    def __init__(self, backend: str, scenario: str) -> None:
+    def __init__(self, backend: str, scenario: str, directory: Path | None = None) -> None:
         here = Path(__file__).parent
         environment = {**os.environ, "PYTHONPATH": str(Path(asyncstep.__file__).parent.parent)}
         self.process = subprocess.Popen(
@@ -28,6 +29,7 @@ class Program:
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
+            cwd=directory,
         )
 
     def expect(self, line: str) -> None:
@@ -88,6 +90,20 @@ def test_the_second_signal_ends_the_session(
     assert lines[0] in {"on_session_error KeyboardInterrupt", "on_session_error Cancelled"}
     assert lines[1:4] == ["saved 0", "reason signal", "restored True"]
     assert lines[4:] != ["left normally"]
+
+
+def test_the_final_checkpoint_is_written(lec_backend: str, tmp_path: Path) -> None:
+    """C6: a session that a second signal ended has written its final checkpoint, with what was committed."""
+    program = Program(lec_backend, "saving", tmp_path)
+    program.expect("ready")
+    program.send(TERM)
+    program.expect("stopping")
+    program.send(TERM)
+    program.rest()
+    newest = latest_checkpoint(tmp_path)
+    assert newest is not None
+    saved = read_checkpoint(newest)
+    assert (saved.step, saved.variables["count"]) == (2, 2)
 
 
 @pytest.mark.parametrize("number", [INT, TERM])
