@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from asyncstep import demo
+from asyncstep.checkpoint import list_checkpoints
 from asyncstep.cli import python_files
+from asyncstep.hooks import StopAtStepHook
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,6 +107,24 @@ async def test_every_way_to_run_it_counts_what_a_plain_loop_counts(tree: Path, w
     assert comparable(values) == plain_count(tree)
     assert reason is not None
     assert reason.kind == "end_of_data"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("workers", [1, 8])
+async def test_stopped_and_gone_on_with_it_counts_the_same(
+    tree: Path, tmp_path_factory: Any, workers: int
+) -> None:
+    """K4: after each stop the next run goes on from the checkpoint; in the end every file counts once."""
+    files, directory = python_files(tree), tmp_path_factory.mktemp("checkpoints")
+    for last in (7, 20, 31):
+        _, reason = await demo.count(
+            tree, files, workers=workers, hooks=[StopAtStepHook(last_step=last)], directory=directory
+        )
+        assert reason is not None
+        assert reason.kind == "hook"
+    values, _ = await demo.count(tree, files, workers=workers, directory=directory)
+    assert comparable(values) == plain_count(tree)
+    assert list_checkpoints(directory)[-1].step == len(files)
 
 
 @pytest.mark.anyio

@@ -12,6 +12,8 @@ from typing import IO, TYPE_CHECKING, Protocol, cast
 import pytest
 
 from asyncstep import cli, demo
+from asyncstep.checkpoint import list_checkpoints
+from asyncstep.checkpoint.writing import CheckpointWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,8 +38,16 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """Where checkpoints may be saved; it is not there yet."""
+    return tmp_path / "saved" / "here"
+
+
+@pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """Three files, and one that is no Python."""
+    tmp_path /= "tree"
+    tmp_path.mkdir()
     (tmp_path / "one.py").write_text("class One:\n    def name(self): return self\n")
     (tmp_path / "two.py").write_text("two = one = name\n")
     (tmp_path / "empty.py").write_text("")
@@ -108,6 +118,45 @@ def test_without_a_directory_it_reads_the_standard_library(
     assert code == 0
     assert out.startswith(f"\nThe standard library of Python {sys.version.split()[0]}\n")
     assert out.endswith(REST)
+
+
+def test_with_a_directory_of_checkpoints_it_goes_on_from_the_newest(
+    run: Run, tree: Path, saved: Path
+) -> None:
+    """What was counted is not read again: the files may be gone, and the table is the same."""
+    first = run("demo", "--source", tree, "--dir", saved, "--no-progress")
+    (tree / "one.py").write_text("")
+    assert run("demo", "--source", tree, "--dir", saved, "--no-progress") == first
+    assert [each.step for each in list_checkpoints(saved)][-1] == 4
+
+
+def test_checkpoints_of_other_files_are_refused(run: Run, tree: Path, saved: Path, tmp_path: Path) -> None:
+    """Their totals would be mixed: one line says what is in the directory and what was to be counted."""
+    assert run("demo", "--source", tree, "--dir", saved)[0] == 0
+    other = tree.parent
+    code, out, err = run("demo", "--source", other, "--dir", saved, "--no-progress")
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: the checkpoint of step 4 is not of this graph; ")
+    assert f"files in {other}" in err
+    assert err.count("\n") == 1
+
+
+def test_a_directory_in_use_is_refused(run: Run, tree: Path, saved: Path) -> None:
+    """K9: one line names the process that saves there."""
+    with CheckpointWriter(saved):
+        code, out, err = run("demo", "--source", tree, "--dir", saved, "--no-progress")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"Error: {saved} is being written to by ")
+
+
+def test_damaged_checkpoints_are_named(run: Run, tree: Path, saved: Path) -> None:
+    """K3: nothing begins anew over them."""
+    assert run("demo", "--source", tree, "--dir", saved)[0] == 0
+    for manifest in saved.glob("*/MANIFEST.json"):
+        manifest.write_text("{")
+    code, out, err = run("demo", "--source", tree, "--dir", saved, "--no-progress")
+    assert (code, out) == (1, "")
+    assert f"Error: none of the checkpoints in {saved} is sound: " in err
 
 
 def test_an_empty_directory_has_a_table_of_zeros(run: Run, tmp_path: Path) -> None:
@@ -214,6 +263,29 @@ def test_a_signal_ends_it_with_the_table_of_what_was_done(
     assert 1 <= files < 500
     assert lines[5] == f"{files * 2000:>14,}  lines"
     assert lines[-1] == f"Stopped by {sent.name} after {files} of 500 files."
+
+
+def test_what_a_signal_stopped_is_gone_on_with(tmp_path: Path) -> None:
+    """C6, K4: it says so, and the second run counts the rest: all files once."""
+    (tmp_path / "n0.py").write_text("value = [1, 2, 3]\n" * 2000)
+    for number in range(1, 200):
+        os.link(tmp_path / "n0.py", tmp_path / f"n{number}.py")
+    command = ["demo", "--source", tmp_path, "--dir", tmp_path / "saved"]
+    with start(*command) as process:
+        assert " 1 of 200 files " in cast("IO[str]", process.stderr).readline()
+        os.killpg(process.pid, signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out.endswith(" of 200 files.\nThe same command goes on from there.\n")
+    with start(*command) as process:
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert [line.split() for line in out.splitlines()[3:6]] == [
+        ["200", "files"],
+        [f"{200 * 18 * 2000:,}", "bytes"],
+        ["400,000", "lines"],
+    ]
+    assert " 200 of 200 files " in err
 
 
 def test_a_reader_that_goes_away_is_no_traceback(tree: Path) -> None:
