@@ -199,6 +199,11 @@ def _check_function(function: object, options: OpOptions) -> None:
             f"offload={options.offload!r} needs a def function;"
             f" {getattr(function, '__name__', function)!r} is async"
         )
+    if options.timeout is not None and options.offload is None and not _is_async(function):
+        raise InvalidTypeError(
+            f"timeout={options.timeout!r} cannot interrupt {getattr(function, '__name__', function)!r}, a def"
+            " function in the event loop; make it async, or give offload as well"
+        )
 
 
 def _check_options(options: OpOptions) -> None:

@@ -123,6 +123,17 @@ def test_a_wrong_op_option_is_refused_where_the_op_is_made(options: dict[str, An
         op(**options)(lambda: None)
 
 
+def test_a_timeout_needs_something_that_it_can_end() -> None:
+    """A plain function in the event loop cannot be interrupted, so a timeout for it is an error at once."""
+
+    def compute() -> None:
+        """Nothing waits here."""
+
+    with pytest.raises(TypeError, match=r"'compute'.*offload"):
+        op(timeout=1.0)(compute)
+    op(timeout=1.0, offload="thread")(compute)
+
+
 def test_only_plain_functions_are_offloaded() -> None:
     """A coroutine function cannot run in a thread or process: refused when the op is decorated."""
 
