@@ -82,16 +82,16 @@ class Progress(SessionRunHook):
     """Says on stderr how far the loop is: on one line of a terminal, elsewhere with a line now and then."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.start = total, time.monotonic()
-        seconds, self.line_end = (0.1, "\r") if sys.stderr.isatty() else (2.0, "\n")
-        self.timer: SecondOrStepTimer = SecondOrStepTimer(seconds)
+        self._total, self._start = total, time.monotonic()
+        seconds, self._line_end = (0.1, "\r") if sys.stderr.isatty() else (2.0, "\n")
+        self._timer = SecondOrStepTimer(seconds)
 
     async def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:  # noqa: ASYNC910 - no wait
         done = run_values.global_step or 0  # each step is one file
-        if self.timer.should_trigger_for_step(done) or done == self.total:
-            self.timer.update_last_triggered_step(done)
-            seconds = time.monotonic() - self.start
-            sys.stderr.write(f"{done:>9,} of {self.total:,} files {seconds:>9.1f} s{self.line_end}")
+        if self._timer.should_trigger_for_step(done) or done == self._total:
+            self._timer.update_last_triggered_step(done)
+            seconds = time.monotonic() - self._start
+            sys.stderr.write(f"{done:>9,} of {self._total:,} files {seconds:>9.1f} s{self._line_end}")
 
 
 async def count(

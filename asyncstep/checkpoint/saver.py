@@ -63,7 +63,7 @@ class Saver:
         keep_best: KeepBest | None = None,
         allow_pickle: bool = False,
     ) -> None:
-        self.retention = Retention(max_to_keep, keep_every_n_hours, keep_best)
+        self.retention: Retention = Retention(max_to_keep, keep_every_n_hours, keep_best)
         self.allow_pickle = allow_pickle
         self._writing = threading.Lock()
 

@@ -42,6 +42,11 @@ class Course:
         over: whether all has been given.
     """
 
+    epoch: int
+    target: int
+    reading: int
+    index: int
+
     def __init__(
         self,
         name: str,
@@ -51,8 +56,8 @@ class Course:
         out: MutableSequence[Entry],
     ) -> None:
         self.out = out
-        self.far = False
-        self.over = False
+        self.far: bool = False
+        self.over: bool = False
         self._name = name
         self._repeat = settings.repeat
         self._shard = settings.shard

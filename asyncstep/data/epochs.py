@@ -23,8 +23,8 @@ class Epochs:
 
     def __init__(self, runs: Iterable[tuple[int, int, int]] = (), epoch: int = 0, start: int = 0) -> None:
         self._runs = [(first, begins, length) for first, begins, length in runs]
-        self.epoch = epoch
-        self.start = start
+        self.epoch: int = epoch
+        self.start: int = start
 
     def end(self, length: int) -> None:
         """The epoch whose end was not known has so many items."""

@@ -120,8 +120,8 @@ class IterableStream(Stream):
         mark, value = self._read[-1]  # an epoch whose end was not known before ends what is read at a time
         if mark in (END_OF_EPOCH, END_OF_DATA) and value is not None and value[0] == self._epochs.epoch:
             self._epochs.end(value[1])
-        self.failed = mark == FAILURE
-        self.over = mark == END_OF_DATA
+        self.failed: bool = mark == FAILURE
+        self.over: bool = mark == END_OF_DATA
         self.queue.extend(self._read)
         self._read.clear()
         return True

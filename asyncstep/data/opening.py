@@ -52,11 +52,11 @@ class Opened:
     __slots__ = ("_state", "epoch", "index", "is_async", "iterable", "iterator", "state")
 
     def __init__(self, iterable: Any, epoch: int, index: int, state: Any = _NOTHING) -> None:
-        self.iterable = iterable
+        self.iterable: Any = iterable
         self.iterator: Iterator[Any] | AsyncIterator[Any] | None = None
-        self.is_async = isinstance(iterable, AsyncIterable)
-        self.epoch = epoch
-        self.index = index
+        self.is_async: bool = isinstance(iterable, AsyncIterable)
+        self.epoch: int = epoch
+        self.index: int = index
         self.state: Callable[[], Any] | None = None
         self._state = state
 

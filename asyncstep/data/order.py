@@ -69,8 +69,8 @@ class Windows:
     __slots__ = ("_key", "_last", "seed", "size")
 
     def __init__(self, size: int, seed: int) -> None:
-        self.size = size
-        self.seed = seed
+        self.size: int = size
+        self.seed: int = seed
         self._key: tuple[int, int, int] | None = None
         self._last = Permutation(0)
 
@@ -103,7 +103,7 @@ class SequenceOrder:
         self._length = length
         self._windows = windows
         self._first, self._count = shard
-        self.size = shard_size(length, shard)
+        self.size: int = shard_size(length, shard)
 
     def index(self, epoch: int, number: int) -> int:
         """The index in the sequence of the item of that number, from 0, in an epoch of the shard."""

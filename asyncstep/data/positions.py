@@ -23,7 +23,7 @@ class Positions:
     __slots__ = ("low", "ranges")
 
     def __init__(self, low: int = 0, ranges: Iterable[Range] = ()) -> None:
-        self.low = low
+        self.low: int = low
         self.ranges: list[Range] = []
         for start, stop in ranges:
             self.finish(start, stop)

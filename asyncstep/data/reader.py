@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from asyncstep.data.settings import Settings
     from asyncstep.data.stream import Stream
 
-logger = logging.getLogger("asyncstep")
+logger: logging.Logger = logging.getLogger("asyncstep")
 
 
 class Reader:
@@ -221,13 +221,13 @@ class Taken:
     __slots__ = ("failed", "reader", "runs", "size", "values")
 
     def __init__(self, reader: Reader) -> None:
-        self.reader = reader
-        self.failed = False
+        self.reader: Reader = reader
+        self.failed: bool = False
         self.clear()
 
     def clear(self) -> None:
         """Hold nothing."""
-        self.size = 0
+        self.size: int = 0
         self.runs: list[list[int]] = []
         self.values: list[Any] = []
 

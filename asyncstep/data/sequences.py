@@ -47,7 +47,7 @@ class SequenceStream(Stream):
 
     def read_now(self, want: int) -> bool:
         self.queue.extend(self._next(want))
-        self.over = self._planned_all
+        self.over: bool = self._planned_all
         return True
 
     async def pull(self, want: int) -> None:
@@ -113,7 +113,7 @@ class SequenceAhead(SequenceStream):
             await self._thread.run(self._load_planned)
         self.queue.extend(self._loaded)
         self._loaded.clear()
-        self.over = self._planned_all and not self._planned
+        self.over: bool = self._planned_all and not self._planned
 
     def _load_planned(self) -> None:
         planned, loaded = self._planned, self._loaded
