@@ -14,7 +14,8 @@ from asyncstep.hooks import CheckpointSaverHook
 
 pytestmark = pytest.mark.anyio
 
-ITEMS = 2000
+ITEMS = 10**9
+"""So many that the data does not end before a save has failed."""
 
 
 class Disk(OperatingSystem):
