@@ -58,7 +58,7 @@ class Mortality:
                 super().rename(old, new)
                 mortality.event()
 
-        local.OperatingSystem = MortalDisk  # type: ignore[misc]
+        local.OperatingSystem = MortalDisk  # type: ignore[attr-defined]
 
     def event(self) -> None:
         """Die, if it is time."""
