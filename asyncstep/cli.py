@@ -76,7 +76,7 @@ def run_demo(workers: int, backend: str, root: Path | None, directory: Path | No
     """
     if find_spec(backend) is None:
         raise click.ClickException(f"{backend} is not installed; try: pip install 'asyncstep[{backend}]'")
-    where = root or Path(sysconfig.get_path("stdlib"))
+    where = (root or Path(sysconfig.get_path("stdlib"))).resolve()
     try:
         files = python_files(where)
         hooks: list[SessionRunHook] = [SignalHook()]
