@@ -12,6 +12,7 @@ import anyio.to_thread
 from asyncstep._graph.graph import Graph, get_default_graph
 from asyncstep._runtime.session import Session
 from asyncstep.checkpoint import Saver, latest_checkpoint
+from asyncstep.checkpoint.directory import check_path
 from asyncstep.errors import FailedPreconditionError, InvalidArgumentError, InvalidTypeError, kind_of
 
 if TYPE_CHECKING:
@@ -117,6 +118,9 @@ class ChiefSessionCreator(SessionCreator):
             raise InvalidArgumentError("a chief in another process is not available yet: master must be ''")
         if checkpoint_dir is not None and checkpoint_path is not None:
             raise InvalidArgumentError("give checkpoint_dir or checkpoint_path, not both")
+        for path in (checkpoint_dir, checkpoint_path):
+            if path is not None:
+                check_path(path)
         self.graph: Graph = graph or get_default_graph()
         self.scaffold: Scaffold = scaffold or Scaffold()
         self._directory = checkpoint_dir

@@ -114,12 +114,12 @@ def raise_if_damage(error: OSError, what: str) -> None:
         raise DataLossError(f"{what} cannot be read: {error.strerror}") from error
 
 
-def local_path(path: StrPath) -> Path:
-    """The path, if it is one of the file system.
+def check_path(path: StrPath) -> str:
+    """The path as a string, if it can be one of checkpoints; nothing is looked up.
 
     Raises:
         InvalidTypeError: it is no path at all.
-        InvalidArgumentError: it is empty, a URL, or has a NUL in it.
+        InvalidArgumentError: it is empty, or has a NUL in it.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise InvalidTypeError(f"the path of checkpoints must be a string or a path, not {kind_of(path)}")
@@ -128,6 +128,17 @@ def local_path(path: StrPath) -> Path:
         raise InvalidTypeError(f"the path of checkpoints must be a string or a path, not {kind_of(text)}")
     if not text or "\0" in text:
         raise InvalidArgumentError(f"{text!r} is no path for checkpoints")
+    return text
+
+
+def local_path(path: StrPath) -> Path:
+    """The path, if it is one of the file system.
+
+    Raises:
+        InvalidTypeError: it is no path at all.
+        InvalidArgumentError: it is empty, a URL, or has a NUL in it.
+    """
+    text = check_path(path)
     scheme, separator, _ = text.partition("://")
     if separator and scheme.isalnum():
         raise InvalidArgumentError(

@@ -9,6 +9,7 @@ from asyncstep._monitored.hook import SessionRunContext, SessionRunHook, Session
 from asyncstep._runtime.executor import raise_together
 from asyncstep._runtime.snapshot import global_step
 from asyncstep.checkpoint import Saver
+from asyncstep.checkpoint.directory import check_path
 from asyncstep.errors import FailedPreconditionError, InvalidTypeError, kind_of
 from asyncstep.hooks.timer import SecondOrStepTimer
 
@@ -69,7 +70,10 @@ class CheckpointSaverHook(SessionRunHook):
         save_on_error: bool = True,
     ) -> None:
         self._timer = SecondOrStepTimer(save_secs, save_steps)
+        if saver is not None and not isinstance(saver, Saver):
+            raise InvalidTypeError(f"saver must be a Saver, not {kind_of(saver)}")
         self._saver = Saver() if saver is None else saver
+        check_path(checkpoint_dir)
         self._path = checkpoint_dir
         self._listeners = tuple(listeners)
         for listener in self._listeners:

@@ -119,6 +119,13 @@ async def test_listeners_must_be_listeners(tmp_path: Path) -> None:
         CheckpointSaverHook(tmp_path, save_steps=1, listeners=["x"])  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize("wrong", [{"checkpoint_dir": 3}, {"saver": "x"}], ids=str)
+async def test_wrong_types_are_type_errors(tmp_path: Path, wrong: Any) -> None:
+    """InvalidTypeError at construction."""
+    with pytest.raises(InvalidTypeError):
+        CheckpointSaverHook(**{"checkpoint_dir": tmp_path, "save_steps": 1, **wrong})
+
+
 async def test_the_first_step_triggers_and_then_every_so_many(tmp_path: Path) -> None:
     """`save_steps=3`: after the first step, and whenever three more are done; and at the end."""
     steps = Steps(tmp_path, save_steps=3)
