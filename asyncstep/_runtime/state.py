@@ -68,6 +68,7 @@ class LocalStateStore:
     """The values of one raw session, in a dict.
 
     Attributes:
+        changes: how many commits have changed something.
         closed: the raw session has ended; nothing can be committed any more.
         committed: whether a step of a monitored session has committed (contract V5).
         superseded: it was ended by a recovery (contract V2).
@@ -80,6 +81,7 @@ class LocalStateStore:
 
     __slots__ = (
         "_changed",
+        "changes",
         "closed",
         "committed",
         "readers",
@@ -103,6 +105,7 @@ class LocalStateStore:
         self.restored_step: int | None = None
         self.stateful_hooks: dict[str, Stateful] = {}
         self.start_soon: Callable[..., None] | None = None
+        self.changes: int = 0
         self.closed: bool = False
         self.committed: bool = False
         self.superseded: bool = False
@@ -193,6 +196,8 @@ class LocalStateStore:
             self.stamps[name] = record.stamp
         if transaction.owner is not None:
             self.committed = True
+        if values or transaction.items or transaction.counts:
+            self.changes += 1
         if step is not None and transaction.counts:
             self.values[step] += 1
             self.stamps[step] = new_stamp()

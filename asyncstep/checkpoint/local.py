@@ -28,6 +28,7 @@ _logger = logging.getLogger("asyncstep")
 
 _NEW = ".new-"
 _OLD = ".old-"
+_REPLACED = "replaced-"
 
 
 class LocalDirectory:
@@ -88,8 +89,17 @@ class LocalDirectory:
 
     def clear(self) -> None:
         for name in os.listdir(self.root):
-            if name.startswith((_NEW, _OLD)):
+            if name.startswith((_NEW, _OLD)) and not self._put_back(name):
                 self.remove(self.root / name)
+
+    def _put_back(self, name: str) -> bool:
+        """Take back a checkpoint that was set aside for a newer one of its step, which never came."""
+        replaced = name.removeprefix(_OLD + _REPLACED).rpartition("-")[0]
+        if not name.startswith(_OLD + _REPLACED) or os.path.lexists(self.path(replaced)):
+            return False
+        self._system.rename(self.root / name, self.path(replaced))
+        self._system.sync_directory(self.root)
+        return True
 
     def draft(self, name: str) -> LocalDraft:
         path = self.root / f"{_NEW}{name}-{os.getpid()}"
@@ -101,9 +111,9 @@ class LocalDirectory:
     def delete(self, name: str) -> None:
         self.remove(self.set_aside(name))
 
-    def set_aside(self, name: str) -> Path:
-        """Make a checkpoint disappear; return where its files are now."""
-        aside = self.root / f"{_OLD}{name}-{os.getpid()}"
+    def set_aside(self, name: str, *, for_another: bool = False) -> Path:
+        """Make a checkpoint disappear, for good or for another of its step; return where its files are now."""
+        aside = self.root / f"{_OLD}{_REPLACED if for_another else ''}{name}-{os.getpid()}"
         if os.path.lexists(aside):
             self._system.remove_tree(aside)
         self._system.rename(self.path(name), aside)
@@ -157,7 +167,7 @@ class LocalDraft:
         self.write(MANIFEST, [memoryview(manifest)])
         self._system.sync_directory(self._path)
         final = self._directory.path(self._name)
-        aside = self._directory.set_aside(self._name) if os.path.lexists(final) else None
+        aside = self._directory.set_aside(self._name, for_another=True) if os.path.lexists(final) else None
         self._system.rename(self._path, final)
         self._system.sync_directory(self._directory.root)
         if aside is not None:

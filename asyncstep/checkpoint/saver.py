@@ -129,10 +129,16 @@ class Saver:
         with self._writing, CheckpointWriter(directory) as writer:
             return self.write(writer, snapshot, metric)
 
-    def write(self, writer: CheckpointWriter, snapshot: Snapshot, metric: Metric | None) -> Path:
+    def write(
+        self, writer: CheckpointWriter, snapshot: Snapshot, metric: Metric | None, *, replace: bool = False
+    ) -> Path:
         """Write a checkpoint, then delete those that need not be kept. Blocks."""
         path = writer.write(
-            _state(snapshot), step=snapshot.step, metric=metric, allow_pickle=self.allow_pickle
+            _state(snapshot),
+            step=snapshot.step,
+            metric=metric,
+            allow_pickle=self.allow_pickle,
+            replace=replace,
         )
         # What was just written stays, also if there are checkpoints of later steps, which may be damaged.
         writer.prune(self.retention, in_use={snapshot.step})
@@ -183,13 +189,13 @@ class SaverDirectory:
         await save.settled()
         save.raise_error()
 
-    def begin(self, snapshot: Snapshot, metric: Metric | None) -> Save:
-        """Have a snapshot written in a thread."""
-        self._last = self._thread.submit(self._write, snapshot, metric)
+    def begin(self, snapshot: Snapshot, metric: Metric | None, *, replace: bool = False) -> Save:
+        """Have a snapshot written in a thread; see `CheckpointWriter.write`."""
+        self._last = self._thread.submit(self._write, snapshot, metric, replace)
         return Save(snapshot.step, self._last)
 
-    def _write(self, snapshot: Snapshot, metric: Metric | None) -> None:
-        self._saver.write(self._writer, snapshot, metric)
+    def _write(self, snapshot: Snapshot, metric: Metric | None, replace: bool) -> None:
+        self._saver.write(self._writer, snapshot, metric, replace=replace)
         self.newest_step = snapshot.step
 
     def release(self) -> None:

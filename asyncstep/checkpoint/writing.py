@@ -85,7 +85,13 @@ class CheckpointWriter:
         self._entered.pop().close()
 
     def write(
-        self, state: CheckpointState, *, step: int, metric: Metric | None = None, allow_pickle: bool = False
+        self,
+        state: CheckpointState,
+        *,
+        step: int,
+        metric: Metric | None = None,
+        allow_pickle: bool = False,
+        replace: bool = False,
     ) -> Path:
         """Save a checkpoint; return its path when it is durable (contract K2).
 
@@ -97,11 +103,14 @@ class CheckpointWriter:
             step: the global step.
             metric: what `KeepBest` measured, to be remembered.
             allow_pickle: whether values of unknown types are pickled.
+            replace: whether this may take the place of a sound checkpoint of that step with other content,
+                because it is a later state of the same run.
 
         Raises:
             InvalidTypeError, InvalidArgumentError: it cannot be saved (see `check_saveable`), and nothing
                 was written.
-            FailedPreconditionError: there is a sound checkpoint of that step with other content.
+            FailedPreconditionError: there is a sound checkpoint of that step with other content, and
+                `replace` is not set.
             OSError: what the disk says. The checkpoints that were there are there still.
         """
         if not self._entered:
@@ -114,7 +123,7 @@ class CheckpointWriter:
         draft = self._directory.draft(name)
         try:
             files = {file: _written(draft, file, buffers) for file, buffers in contents}
-            if self._has_the_same(name, files):
+            if self._has_the_same(name, files, replace):
                 draft.discard()
                 return self._directory.path(name)
             manifest = Manifest(step=step, time=self._clock(), files=files, metric=measured)
@@ -138,8 +147,8 @@ class CheckpointWriter:
             self._directory.delete(name)
         return [self._directory.path(name) for name in names]
 
-    def _has_the_same(self, name: str, files: dict[str, FileRecord]) -> bool:
-        """Whether a sound checkpoint of that name has just these files."""
+    def _has_the_same(self, name: str, files: dict[str, FileRecord], replace: bool) -> bool:
+        """Whether a sound checkpoint of that name has just these files; an error unless it may be replaced."""
         try:
             there = check(self._directory, name)
         except NotFoundError:
@@ -147,8 +156,8 @@ class CheckpointWriter:
         except DataLossError as error:
             _logger.warning("%s; it is replaced by a new one of the same step", error)
             return False
-        if there.files == files:
-            return True
+        if there.files == files or replace:
+            return there.files == files
         raise FailedPreconditionError(
             f"{self._directory.path(name)} is a sound checkpoint with other content, perhaps of another run;"
             " move it away, or save into another directory"

@@ -85,6 +85,8 @@ class CheckpointSaverHook(SessionRunHook):
     def _forget(self) -> None:
         self._directory: SaverDirectory | None = None
         self._save: Save | None = None
+        # The changes that the newest checkpoint holds, if it is one of this session.
+        self._saved_changes: int | None = None
         self._ready = False  # whether the session may save into the directory
         self._busy = False  # whether a step is beginning or concluding a save; the others go on
 
@@ -107,6 +109,8 @@ class CheckpointSaverHook(SessionRunHook):
                 f" step {step}; restore it (ChiefSessionCreator(checkpoint_dir=...)), or save into another"
                 " directory"
             )
+        restored = session.store.restored_step
+        self._saved_changes = session.store.changes if directory.newest_step == restored == step else None
         self._ready = True
 
     async def _settled(self) -> None:  # noqa: ASYNC910 - it waits if there is something to wait for
@@ -133,7 +137,8 @@ class CheckpointSaverHook(SessionRunHook):
         """Take a snapshot, and have it written in a thread; nothing is done for a step that is saved (K5)."""
         directory = self._directory
         assert directory is not None
-        if global_step(session.store) == directory.newest_step:
+        ours = global_step(session.store) == directory.newest_step and self._saved_changes is not None
+        if ours and self._saved_changes == session.store.changes:
             self._timer.update_last_triggered_step(step)
             return  # noqa: ASYNC910 - no step waits for a save (contract K1)
         for listener in self._listeners:
@@ -146,7 +151,9 @@ class CheckpointSaverHook(SessionRunHook):
         try:
             snapshot = session.snapshot()
             self._timer.update_last_triggered_step(step)
-            self._save = directory.begin(snapshot, metric)
+            # What a step function writes after its last run with hooks belongs to the step that is saved.
+            self._save = directory.begin(snapshot, metric, replace=ours)
+            self._saved_changes = session.store.changes
             if failure is not None:
                 raise failure
         finally:
@@ -159,7 +166,11 @@ class CheckpointSaverHook(SessionRunHook):
             return False  # noqa: ASYNC910 - it waits if there is something to wait for
         await save.settled()
         self._save = None
-        save.raise_error()
+        try:
+            save.raise_error()
+        except BaseException:
+            self._saved_changes = None
+            raise
         wishes: list[bool | None] = []
 
         async def tell(listener: CheckpointSaverListener) -> None:

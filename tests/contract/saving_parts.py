@@ -77,13 +77,13 @@ class HeldSaver(Saver):
         """Wait until its thread has begun a save."""
         await anyio.to_thread.run_sync(self._began.wait, LONG)
 
-    def write(self, writer: Any, snapshot: Any, metric: Any) -> Path:
+    def write(self, writer: Any, snapshot: Any, metric: Any, *, replace: bool = False) -> Path:
         self.asked.append(snapshot.step)
         self._began.set()
         assert self.gate.wait(LONG)
         if self.failures:
             raise self.failures.pop(0)
-        return super().write(writer, snapshot, metric)
+        return super().write(writer, snapshot, metric, replace=replace)
 
 
 class Journal(CheckpointSaverListener):

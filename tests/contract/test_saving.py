@@ -771,9 +771,6 @@ async def test_one_hook_can_serve_one_session_after_the_other(tmp_path: Path) ->
     assert newest(tmp_path).variables == {"count": 6, "global_step": 6}
 
 
-@pytest.mark.xfail(
-    reason="a step that is saved already is not saved again, though its rest has committed since"
-)
 async def test_what_a_step_function_commits_last_is_saved_at_the_end(tmp_path: Path) -> None:
     """K4, T3: what a step writes after its last run with hooks commits, and is there after a resume."""
     for _ in range(3):

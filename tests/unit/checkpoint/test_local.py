@@ -269,3 +269,19 @@ def test_a_writer_writes_inside_its_with_only(tmp_path: Path) -> None:
         writer.write(state(), step=1)
     with pytest.raises(FailedPreconditionError, match="inside its `with`"):
         writer.prune(Retention())
+
+
+def test_a_checkpoint_that_was_set_aside_for_one_that_never_came_is_put_back(tmp_path: Path) -> None:
+    """K2: a process that dies while it replaces a checkpoint of the same step loses neither."""
+    directory = LocalDirectory(tmp_path)
+    there = tmp_path / "step-0000000003"
+    there.mkdir()
+    (there / "MANIFEST.json").write_text("{}")
+    directory.set_aside("step-0000000003", for_another=True)
+    assert directory.names() == []
+    directory.clear()
+    assert directory.names() == ["step-0000000003"]
+    assert (there / "MANIFEST.json").read_text() == "{}"
+    directory.delete("step-0000000003")
+    directory.clear()
+    assert directory.names() == []

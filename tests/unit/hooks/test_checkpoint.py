@@ -35,11 +35,11 @@ class Settling(Saver):
         self.steps: list[int] = []
         self.failures: list[Exception] = []
 
-    def write(self, writer: Any, snapshot: Any, metric: Any) -> Path:
+    def write(self, writer: Any, snapshot: Any, metric: Any, *, replace: bool = False) -> Path:
         self.steps.append(snapshot.step)
         if self.failures:
             raise self.failures.pop(0)
-        return super().write(writer, snapshot, metric)
+        return super().write(writer, snapshot, metric, replace=replace)
 
 
 class Journal(CheckpointSaverListener):
