@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from asyncstep.checkpoint.directory import object_path
 from asyncstep.checkpoint.listing import latest_checkpoint, list_checkpoints, survey
 from asyncstep.checkpoint.outline import Outline, Stand, type_name
 from asyncstep.checkpoint.reading import metric_of, read_arrays, read_outline, verify_checkpoint
@@ -49,7 +50,7 @@ def list_command(directory: str, as_json: bool) -> None:
     """List the checkpoints in DIR, oldest first, each checked in every byte: step, age, size, sound or why not."""
     with _exit_codes():
         findings = survey(directory)
-        if not findings and not os.path.isdir(directory):
+        if not findings and object_path(directory) is None and not os.path.isdir(directory):
             raise NotFoundError(f"there is no directory {directory}")
     if as_json:
         print_lines([json.dumps([_finding_json(finding) for finding in findings], indent=2)])

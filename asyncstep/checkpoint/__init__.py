@@ -6,12 +6,14 @@ tensor_file, manifest      what the files look like
 hashing                    checksums on the way
 directory                  where checkpoints are kept: the seam
 local, lock, file_system   ... in a directory of the file system
+objects, lease             ... in an object store (object_errors: what goes wrong there)
 state, writing             saving
 reading, listing           reading, checking, finding
 outline                    showing it
 retention                  which are kept
 """
 
+from asyncstep.checkpoint.directory import ObjectPath
 from asyncstep.checkpoint.listing import CheckpointInfo, latest_checkpoint, list_checkpoints
 from asyncstep.checkpoint.reading import Checkpoint, read_checkpoint, verify_checkpoint
 from asyncstep.checkpoint.registry import register
@@ -22,6 +24,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointInfo",
     "KeepBest",
+    "ObjectPath",
     "Saver",
     "latest_checkpoint",
     "list_checkpoints",

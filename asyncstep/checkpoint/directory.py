@@ -3,23 +3,70 @@
 A `Directory` knows checkpoints as names with files in them, and nothing of what is in the files. It promises
 that a checkpoint is there as a whole or not at all, as far as it can see: `Draft.commit` makes it appear,
 with the manifest as the last of its files, and `Directory.delete` makes it disappear, each at one instant.
-`asyncstep.checkpoint.local` keeps them on a file system; an object store can be another one.
+`asyncstep.checkpoint.local` keeps them on a file system, `asyncstep.checkpoint.objects` in an object store.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from asyncstep.errors import DataLossError, InvalidArgumentError, InvalidTypeError, kind_of
+from asyncstep.errors import (
+    DataLossError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    kind_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from types import TracebackType
 
 StrPath = str | os.PathLike[str]
+
+_SCHEMES = ("s3", "gs", "az")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectPath(os.PathLike[str]):
+    """Where something is in an object store, as ``s3://bucket/runs/step-0000012300``; goes wherever a path goes.
+
+    Attributes:
+        scheme: "s3", "gs" or "az".
+        bucket: the bucket, or on Azure the container.
+        key: the rest, without slashes at its ends.
+    """
+
+    scheme: str
+    bucket: str
+    key: str
+
+    @property
+    def name(self) -> str:
+        """What follows the last slash."""
+        return self.key.rpartition("/")[2]
+
+    @property
+    def parent(self) -> ObjectPath:
+        """What comes before the last slash; of a bucket, itself."""
+        return ObjectPath(self.scheme, self.bucket, self.key.rpartition("/")[0])
+
+    def __truediv__(self, key: str) -> ObjectPath:
+        return ObjectPath(self.scheme, self.bucket, f"{self.key}/{key}" if self.key else key)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.bucket}" + (f"/{self.key}" if self.key else "")
+
+    def __fspath__(self) -> str:
+        return str(self)
+
+
+CheckpointPath = Path | ObjectPath
+"""Where a checkpoint is."""
 
 
 class Draft(Protocol):
@@ -28,7 +75,7 @@ class Draft(Protocol):
     def write(self, file: str, chunks: Iterable[memoryview]) -> None:
         """Make a file of these bytes; they are durable on return."""
 
-    def commit(self, manifest: bytes) -> Path:
+    def commit(self, manifest: bytes) -> CheckpointPath:
         """Add the manifest and make the checkpoint appear, durably; return where it is."""
 
     def discard(self) -> None:
@@ -53,7 +100,7 @@ class Directory(Protocol):
     def names(self) -> list[str]:
         """The checkpoints that are there, sound or not, in no order; none if the place is missing."""
 
-    def path(self, name: str) -> Path:
+    def path(self, name: str) -> CheckpointPath:
         """Where a checkpoint is, for people."""
 
     def files(self, name: str) -> Mapping[str, int]:
@@ -81,14 +128,39 @@ class Directory(Protocol):
 
 
 def directory_at(path: StrPath) -> Directory:
-    """The directory that a path leads to; it need not exist yet."""
+    """The directory that a path or a URL leads to; it need not exist yet.
+
+    Raises:
+        FailedPreconditionError: it is the URL of an object store, and obstore is not installed.
+        InvalidTypeError, InvalidArgumentError: it is no path (see `local_path`) and no such URL.
+    """
+    url = object_path(path)
+    if url is not None:
+        return _object_directory(url)
     from asyncstep.checkpoint.local import LocalDirectory
 
     return LocalDirectory(local_path(path))
 
 
+def _object_directory(url: ObjectPath) -> Directory:
+    try:
+        import obstore  # noqa: F401
+    except ImportError:
+        raise FailedPreconditionError(
+            f"{url} is in an object store, which needs obstore: pip install 'asyncstep[objects]'"
+        ) from None
+    from asyncstep.checkpoint.objects import ObjectDirectory
+
+    return ObjectDirectory.at(url)
+
+
 def locate(path: StrPath) -> tuple[Directory, str]:
     """The directory that a checkpoint is in, and its name there."""
+    url = object_path(path)
+    if url is not None:
+        if not url.key:
+            raise InvalidArgumentError(f"{url} is a whole bucket, not a checkpoint")
+        return directory_at(url.parent), url.name
     absolute = Path(os.path.abspath(local_path(path)))
     return directory_at(absolute.parent), absolute.name
 
@@ -112,6 +184,29 @@ def raise_if_damage(error: OSError, what: str) -> None:
         raise DataLossError(f"{what} is missing") from error
     if error.errno in _DAMAGE:
         raise DataLossError(f"{what} cannot be read: {error.strerror}") from error
+
+
+def object_path(path: StrPath) -> ObjectPath | None:
+    """The URL of an object store taken apart; None if it is no such URL.
+
+    Raises:
+        InvalidArgumentError: it is one, and names no bucket or has an impossible key.
+    """
+    if isinstance(path, ObjectPath) or not isinstance(path, (str, os.PathLike)):
+        return path if isinstance(path, ObjectPath) else None
+    text = os.fspath(path)
+    scheme, separator, rest = text.partition("://") if isinstance(text, str) else ("", "", "")
+    if not separator or scheme not in _SCHEMES:
+        return None
+    bucket, _, key = rest.partition("/")
+    key = key.strip("/")
+    if not bucket or any(character in text for character in "\0?#") or _has_odd_part(key):
+        raise InvalidArgumentError(f"{text!r} is no place in an object store: write {scheme}://BUCKET/PREFIX")
+    return ObjectPath(scheme, bucket, key)
+
+
+def _has_odd_part(key: str) -> bool:
+    return bool(key) and not {"", ".", ".."}.isdisjoint(key.split("/"))
 
 
 def check_path(path: StrPath) -> str:
@@ -142,6 +237,7 @@ def local_path(path: StrPath) -> Path:
     scheme, separator, _ = text.partition("://")
     if separator and scheme.isalnum():
         raise InvalidArgumentError(
-            f"{text!r} is a URL; checkpoints are kept in directories of the file system"
+            f"{text!r} is a URL of a kind that is not known; checkpoints are kept in directories of the file"
+            f" system, and in object stores by URLs that begin with {', '.join(f'{each}://' for each in _SCHEMES)}"
         )
     return Path(text)

@@ -13,9 +13,8 @@ from asyncstep.errors import DataLossError, FailedPreconditionError, NotFoundErr
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-    from asyncstep.checkpoint.directory import Directory, StrPath
+    from asyncstep.checkpoint.directory import CheckpointPath, Directory, StrPath
     from asyncstep.checkpoint.manifest import Manifest
     from asyncstep.checkpoint.retention import Metric
 
@@ -34,7 +33,7 @@ class CheckpointInfo:
         metric: what `KeepBest` measured, if it did.
     """
 
-    path: Path
+    path: CheckpointPath
     step: int
     time: float
     size: int
@@ -50,7 +49,7 @@ def list_checkpoints(directory: StrPath) -> list[CheckpointInfo]:
     return list_in(directory_at(directory))
 
 
-def latest_checkpoint(directory: StrPath) -> Path | None:
+def latest_checkpoint(directory: StrPath) -> CheckpointPath | None:
     """The newest sound checkpoint, every byte of it checked; None if there is none at all. It blocks.
 
     A damaged one is reported by a WARNING, and the one before is taken.
@@ -83,7 +82,7 @@ def latest_checkpoint(directory: StrPath) -> Path | None:
 class Finding:
     """What was found under the name of a checkpoint: it is sound, or there is a reason why not."""
 
-    path: Path
+    path: CheckpointPath
     step: int
     info: CheckpointInfo | None
     reason: str | None

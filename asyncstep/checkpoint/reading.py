@@ -20,10 +20,9 @@ from asyncstep.errors import DataLossError, FailedPreconditionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from asyncstep.checkpoint.arrays import Stored
-    from asyncstep.checkpoint.directory import Directory, StrPath
+    from asyncstep.checkpoint.directory import CheckpointPath, Directory, StrPath
 
 Trees = dict[str, dict[str, Any]]
 
@@ -43,7 +42,7 @@ class Checkpoint:
         metric: what `KeepBest` measured, if it did.
     """
 
-    path: Path
+    path: CheckpointPath
     step: int
     time: float
     variables: Mapping[str, Any]

@@ -20,10 +20,9 @@ from asyncstep.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from asyncstep._runtime.session import Session
-    from asyncstep.checkpoint.directory import StrPath
+    from asyncstep.checkpoint.directory import CheckpointPath, StrPath
 
 _logger = logging.getLogger("asyncstep")
 
@@ -67,7 +66,7 @@ class Saver:
         self.allow_pickle = allow_pickle
         self._writing = threading.Lock()
 
-    async def save(self, session: Restorable, directory: StrPath) -> Path:
+    async def save(self, session: Restorable, directory: StrPath) -> CheckpointPath:
         """Save the state of a session, monitored or raw; return the checkpoint's path when it is durable.
 
         The snapshot is taken between two commits; it is written in a thread while steps go on (contract K5).
@@ -125,13 +124,13 @@ class Saver:
                 f"the metric {best.name!r} of KeepBest is {value!r}, which is no number"
             ) from None
 
-    def _write(self, directory: StrPath, snapshot: Snapshot, metric: Metric | None) -> Path:
+    def _write(self, directory: StrPath, snapshot: Snapshot, metric: Metric | None) -> CheckpointPath:
         with self._writing, CheckpointWriter(directory) as writer:
             return self.write(writer, snapshot, metric)
 
     def write(
         self, writer: CheckpointWriter, snapshot: Snapshot, metric: Metric | None, *, replace: bool = False
-    ) -> Path:
+    ) -> CheckpointPath:
         """Write a checkpoint, then delete those that need not be kept. Blocks."""
         path = writer.write(
             _state(snapshot),

@@ -39,10 +39,9 @@ from asyncstep.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
-    from pathlib import Path
     from types import TracebackType
 
-    from asyncstep.checkpoint.directory import Directory, Draft, StrPath
+    from asyncstep.checkpoint.directory import CheckpointPath, Directory, Draft, StrPath
 
 _logger = logging.getLogger("asyncstep")
 
@@ -92,7 +91,7 @@ class CheckpointWriter:
         metric: Metric | None = None,
         allow_pickle: bool = False,
         replace: bool = False,
-    ) -> Path:
+    ) -> CheckpointPath:
         """Save a checkpoint; return its path when it is durable (contract K2).
 
         If the directory has a damaged checkpoint of that step, this one takes its place; if it has a sound
@@ -132,7 +131,7 @@ class CheckpointWriter:
             draft.discard()
             raise
 
-    def prune(self, retention: Retention, *, in_use: Collection[int] = ()) -> list[Path]:
+    def prune(self, retention: Retention, *, in_use: Collection[int] = ()) -> list[CheckpointPath]:
         """Delete the checkpoints that `retention` does not keep (contract K8).
 
         The newest and those in use are always kept. Damaged ones are neither counted nor deleted.
@@ -172,7 +171,7 @@ def write_checkpoint(
     metric: Metric | None = None,
     allow_pickle: bool = False,
     clock: Callable[[], float] = time.time,
-) -> Path:
+) -> CheckpointPath:
     """Save one checkpoint, being the directory's writer for so long; see `CheckpointWriter.write`."""
     with CheckpointWriter(directory, clock=clock) as writer:
         return writer.write(state, step=step, metric=metric, allow_pickle=allow_pickle)
