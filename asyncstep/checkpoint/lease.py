@@ -154,7 +154,8 @@ class Lease:
                 self._put({"token": None}, self._version)
             except Exception as error:  # it ends by itself
                 _logger.warning("the lock of %s could not be given back: %s", self._where, error)
-            self._version = None
+            finally:
+                self._version = None
 
     def _keep(self, over: threading.Event) -> None:
         """Renew until it is given back, lost, or the program ends."""
@@ -192,7 +193,9 @@ class Lease:
         try:
             with as_os_errors(f"{self._where}/{LOCK}"):
                 result = self._try_to_put(json.dumps(content).encode(), mode)
-        except (_Changed, FileNotFoundError):
+        except (_Changed, FileNotFoundError) as error:
+            if seen is None and isinstance(error, FileNotFoundError):  # there is not even a bucket
+                raise
             # It may be our own: the answer to a request can get lost, and the request is sent again.
             now = self._read()
             if now is None or now.content != content:

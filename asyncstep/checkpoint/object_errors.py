@@ -13,13 +13,19 @@ if TYPE_CHECKING:
 
 @contextmanager
 def as_os_errors(what: str) -> Iterator[None]:
-    """Raise what a store says as OSError or PermissionError; a missing object is a FileNotFoundError already.
+    """Raise what a store says as FileNotFoundError, PermissionError or another OSError.
 
     They have no `errno`: that a store cannot be reached says nothing of damage to what is in it.
     """
     try:
         yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(_message(what, error)) from error
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise PermissionError(_message(what, error)) from error
     except BaseError as error:
-        refused = isinstance(error, (PermissionDeniedError, UnauthenticatedError))
-        text = str(error).partition("\n\nDebug source")[0].strip()
-        raise (PermissionError if refused else OSError)(f"{what}: {text}") from error
+        raise OSError(_message(what, error)) from error
+
+
+def _message(what: str, error: Exception) -> str:
+    return f"{what}: {str(error).partition('Debug source')[0].strip()}"

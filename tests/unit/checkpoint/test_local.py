@@ -215,7 +215,7 @@ def test_what_cannot_be_saved_leaves_no_trace(tmp_path: Path) -> None:
     [
         ("", InvalidArgumentError),
         ("a\0b", InvalidArgumentError),
-        ("s3://bucket/x", InvalidArgumentError),
+        ("ftp://host/x", InvalidArgumentError),
         (3, InvalidTypeError),
         (b"x", InvalidTypeError),
     ],
