@@ -37,6 +37,7 @@ from .parts import Crash, state
 
 obstore = pytest.importorskip("obstore")
 
+from obstore.exceptions import GenericError, PermissionDeniedError  # noqa: E402
 from obstore.store import MemoryStore  # noqa: E402
 
 from asyncstep.checkpoint import lease as lease_module  # noqa: E402
@@ -333,6 +334,56 @@ def test_who_has_lost_the_lease_writes_nothing_more() -> None:
         draft.discard()
     assert keys(directory) == ["step-0000000001/state.msgpack"]
     assert bytes(obstore.get(directory.store, ".lock").bytes()) == b'{"token": "other"}'
+
+
+def test_losing_the_lease_is_logged_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """K9: the thread that renews the lease ends with an ERROR when another process has it."""
+    store = MemoryStore()
+    with Lease(store, "here", renewed_every=0.01, lasts=30) as lease:
+        obstore.put(store, ".lock", b'{"token": "other"}')
+        for thread in threading.enumerate():
+            if thread.name == "asyncstep-lease":
+                thread.join(10)
+        assert not lease.held
+    assert "has lost the right to write into here" in caplog.text
+    assert bytes(obstore.get(store, ".lock").bytes()) == b'{"token": "other"}'
+
+
+def test_a_store_out_of_reach_does_not_end_the_lease(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A renewal or a giving back that fails is a WARNING: the next one may succeed, and the lease ends by itself."""
+    tried = threading.Event()
+
+    def broken(*_: Any, **__: Any) -> None:
+        if threading.current_thread().name == "asyncstep-lease":
+            tried.set()
+        raise GenericError("no route")
+
+    with Lease(MemoryStore(), "here", renewed_every=0.01, lasts=30) as lease:
+        monkeypatch.setattr(obstore, "put", broken)
+        tried.clear()
+        assert tried.wait(10)
+        assert lease.held
+    assert not lease.held
+    assert "the lock of here could not be given back: here/.lock: no route" in caplog.text
+
+
+def test_rests_that_cannot_be_removed_are_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without the right to delete, left-overs stay, with a WARNING, and saving goes on."""
+    directory = in_memory()
+    obstore.put(directory.store, "step-0000000007/state.msgpack", b"x")
+
+    def refused(*_: Any) -> None:
+        raise PermissionDeniedError("not you")
+
+    monkeypatch.setattr(obstore, "delete", refused)
+    save(directory, 8)
+    assert "step-0000000007 could not be removed" in caplog.text
+    assert "not you" in caplog.text
+    assert steps_found(directory) == [8]
 
 
 def test_a_lost_answer_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
