@@ -251,10 +251,15 @@ async def _created(life: Life) -> Session:
         )
     if not raw.opened:
         await raw.__aenter__()
-    raw.store.initialize(life.graph.variables.values())
-    raw.store.start_soon = life.coord.start_soon
-    raw.store.stateful_hooks = life.stateful_hooks
-    restore_hooks(raw)
+    try:
+        raw.store.initialize(life.graph.variables.values())
+        raw.store.start_soon = life.coord.start_soon
+        raw.store.stateful_hooks = life.stateful_hooks
+        restore_hooks(raw)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await raw.aclose()
+        raise
     return raw
 
 

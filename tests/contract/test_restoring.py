@@ -14,6 +14,7 @@ from asyncstep import (
     DataLossError,
     FailedPreconditionError,
     MonitoredSession,
+    Session,
     SessionRunContext,
     SessionRunHook,
     SessionRunValues,
@@ -317,3 +318,29 @@ async def test_directory_and_path_exclude_each_other(tmp_path: Path) -> None:
     """`ChiefSessionCreator` takes `checkpoint_dir` or `checkpoint_path`, not both."""
     with pytest.raises(ValueError, match="checkpoint_dir or checkpoint_path"):
         ChiefSessionCreator(checkpoint_dir=tmp_path, checkpoint_path=tmp_path)
+
+
+async def test_a_hook_that_refuses_its_state_leaves_no_raw_session_open(tmp_path: Path) -> None:
+    """L3: the opening fails with the hook's error, and the raw session that was made is closed."""
+    made = Counting()
+    async with entire(made.session(CheckpointSaverHook(tmp_path, save_steps=1), Seen())) as session:
+        await made.steps(session, 1)
+
+    class Picky(Seen):
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            raise ValueError("no state of mine")
+
+    Picky.__name__ = Seen.__name__
+    raw_sessions: list[Session] = []
+
+    class Showing(ChiefSessionCreator):
+        async def create_session(self) -> Session:
+            raw_sessions.append(await super().create_session())
+            return raw_sessions[0]
+
+    again = Counting()
+    creator = Showing(graph=again.graph, checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match="no state of mine"):
+        async with MonitoredSession(creator, [Picky()]):
+            pytest.fail("the session opened")
+    assert [raw.intact for raw in raw_sessions] == [False]
