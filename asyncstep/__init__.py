@@ -9,6 +9,7 @@ The package is a house of floors; imports point up the list only:
     data          where items come from
     _monitored    how a loop lives, stops, recovers and ends
     hooks         what watches it
+    training      the stock pieces, put together
     cli           the command
 
 Nothing is defined here; these are the public names.

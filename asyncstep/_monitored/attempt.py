@@ -10,9 +10,7 @@ import anyio
 
 from asyncstep._graph.graph import GLOBAL_STEP
 from asyncstep._monitored.hook import SessionRunArgs, SessionRunContext, SessionRunValues
-from asyncstep._monitored.recovery import (
-    may_retry,
-)
+from asyncstep._monitored.recovery import may_retry
 from asyncstep._monitored.stop import keep_errors, leaves, most_urgent, raise_as_is, take_out
 from asyncstep._runtime.executor import evaluate
 from asyncstep._runtime.options import RunMetadata, RunOptions, check_options, deadline, merged

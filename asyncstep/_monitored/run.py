@@ -17,9 +17,7 @@ from asyncstep._monitored.recovery import (
     recover,
     recovered,
 )
-from asyncstep._monitored.stop import (
-    leaves,
-)
+from asyncstep._monitored.stop import leaves
 from asyncstep._runtime.transaction import Transaction
 
 if TYPE_CHECKING:

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from asyncstep._monitored.attempt import RunCall, attempt_run, roll_back
 from asyncstep._monitored.hook import ALL
-from asyncstep._monitored.recovery import (
-    recovered,
-)
+from asyncstep._monitored.recovery import recovered
 from asyncstep._monitored.run import begin_run, is_final, retried
 from asyncstep._monitored.stop import (
     StopKind,
