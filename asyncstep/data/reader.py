@@ -64,7 +64,7 @@ class Reader:
         """
         store = transaction.store
         taken = None
-        if not self._filling.locked() or (self._again and self._again[0][1].size == self._size):
+        if not self._filling.locked() or (self._again and self._again[0][1].whole):
             taken = self._next(store)
         if taken is None:
             async with self._filling:
@@ -91,7 +91,8 @@ class Reader:
         taken = heapq.heappop(self._again)[1] if self._again else Taken(self)
         self._given.add(taken)
         try:
-            if self._fill(taken):
+            if taken.whole or self._fill(taken):
+                taken.whole = True
                 return taken
         except BaseException:
             self._give_back(taken)
@@ -118,13 +119,11 @@ class Reader:
         queue = stream.queue
         while True:
             while queue and taken.size < size:
-                position, value = queue[0]
-                if position < 0:
-                    if self._meet(position, taken):
-                        return True
-                else:
-                    queue.popleft()
-                    taken.add(position, value)
+                mark = queue[0][0]
+                if mark >= 0:
+                    taken.add(*queue.popleft())
+                elif self._meet(mark, taken):
+                    return True
             if taken.size == size:
                 return True
             if not stream.read_now(size - taken.size):
@@ -215,13 +214,15 @@ class Taken:
     Attributes:
         runs: its positions, as [start, stop) each.
         values: what the stream loads the items from.
+        whole: whether it has been given to a step; else it is still to be filled.
         failed: whether loading them has failed once.
     """
 
-    __slots__ = ("failed", "reader", "runs", "size", "values")
+    __slots__ = ("failed", "reader", "runs", "size", "values", "whole")
 
     def __init__(self, reader: Reader) -> None:
         self.reader: Reader = reader
+        self.whole: bool = False
         self.failed: bool = False
         self.clear()
 

@@ -306,6 +306,22 @@ async def test_a_cancelled_batch_is_given_again_as_it_was() -> None:
         assert session.source_state(pair) == finished(5)
 
 
+async def test_the_short_last_batch_of_an_epoch_is_given_again_as_it_was() -> None:
+    """D1, D3: a batch that was rolled back is not filled up with items of the next epoch."""
+    started: list[Any] = []
+    with Graph() as graph:
+        pair = source("abc", name="letters", batch=2, repeat=2)
+        held = hold(started, {}, op(tuple)(pair))
+    async with monitored(graph) as session:
+        assert await session.run(pair) == ["a", "b"]
+        async with anyio.create_task_group() as group:
+            group.start_soon(session.run, held)
+            await anyio.wait_all_tasks_blocked()
+            assert await session.run(pair) == ["a", "b"]
+            group.cancel_scope.cancel()
+        assert await drain(session, pair) == [["c"], ["c"]]
+
+
 async def test_a_retried_step_gets_its_item_again() -> None:
     """D1: an error that recovery is on gives the item again to the next attempt; nothing is parked."""
     seen: list[str] = []
