@@ -79,7 +79,7 @@ async def attempt_run(life: Life, call: RunCall, number: int, step: Transaction 
     raw.check_open()
     table = call.table
     before = live(current.get())
-    transaction = Transaction(raw.store, step, before, life)
+    transaction = Transaction(raw.store if step is None else step.store, step, before, life)
     transaction.counts = life.counts_steps
     current.set(transaction)
     context: SessionRunContext | None = None

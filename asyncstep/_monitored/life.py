@@ -171,6 +171,8 @@ class Life:
             self.graph.release()
             self._holds_graph = False
         self.closed = True
+        if self.raw is not None:
+            self.raw.store.superseded = False  # it ended with the session; nothing recovers from it any more
         self.closed_event.set()
 
     # Steps in flight.

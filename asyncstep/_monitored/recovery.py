@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import random
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import anyio
 
 from asyncstep._monitored.stop import StopKind, is_own_end, leaves
 from asyncstep._runtime.session import Session
+from asyncstep._runtime.snapshot import load_states, states_of
 from asyncstep._runtime.state import SupersededError
 from asyncstep._runtime.transaction import add_note_once
 from asyncstep.errors import (
@@ -255,7 +255,9 @@ async def _created(life: Life) -> Session:
         raw.store.initialize(life.graph.variables.values())
         raw.store.start_soon = life.coord.start_soon
         raw.store.stateful_hooks = life.stateful_hooks
-        restore_hooks(raw)
+        load_states("the hook", raw.store.stateful_hooks, raw.store.restored_hooks)
+        if life.raw is not None:
+            _take_over_initial_states(life, life.raw, raw)
     except BaseException:
         with anyio.CancelScope(shield=True):
             await raw.aclose()
@@ -263,8 +265,17 @@ async def _created(life: Life) -> Session:
     return raw
 
 
-def restore_hooks(raw: Session) -> None:
-    """Give the hooks the states that the checkpoint has of them (contract K1)."""
-    for name, state in raw.store.restored_hooks.items():
-        if name in raw.store.stateful_hooks:
-            raw.store.stateful_hooks[name].load_state_dict(copy.deepcopy(state))
+def remember_initial_states(life: Life, raw: Session) -> None:
+    """Keep what a recovery to initial values gives back, until a step has committed (contract V5)."""
+    if life.recovery is not None and raw.store.restored_step is None:
+        raw.store.initial_states = states_of(life.graph.tracked), states_of(life.stateful_hooks)
+
+
+def _take_over_initial_states(life: Life, lost: Session, raw: Session) -> None:
+    """A recovery to initial values is one of tracked objects and hooks, too."""
+    initial = lost.store.initial_states
+    if raw.store.restored_step is None and initial is not None:
+        tracked, hooks = initial
+        load_states("the tracked object", life.graph.tracked, tracked)
+        load_states("the hook", life.stateful_hooks, hooks)
+        raw.store.initial_states = initial

@@ -15,7 +15,7 @@ from asyncstep._monitored.creators import ChiefSessionCreator, Scaffold, Session
 from asyncstep._monitored.hook import ALL, HookTable, checked_hooks
 from asyncstep._monitored.life import Life
 from asyncstep._monitored.loop import after_absorbing, loop
-from asyncstep._monitored.recovery import Recovery, create, restore_hooks
+from asyncstep._monitored.recovery import Recovery, create, remember_initial_states
 from asyncstep._monitored.run import begin_run, run_with_retries
 from asyncstep._monitored.step import StepContext, check_step_fn, run_step_fn
 from asyncstep._monitored.stop import (
@@ -272,9 +272,7 @@ class MonitoredSession:
 
     async def restore(self, snapshot: Snapshot, *, strict: bool = True) -> None:
         """Go back to a snapshot; see `Session.restore`. Checkpoint: always."""
-        raw = self.incarnation()
-        await raw.restore(snapshot, strict=strict)
-        restore_hooks(raw)
+        await self.incarnation().restore(snapshot, strict=strict)
 
     def incarnation(self) -> Session:
         """The raw session of the present incarnation; a recovery replaces it."""
@@ -364,6 +362,7 @@ async def _open(life: Life) -> None:
     life.raw = await create(life)
     for hook in life.hooks:
         await hook.after_create_session(life.raw, life.coord)
+    remember_initial_states(life, life.raw)
     life.opened = True
 
 

@@ -19,9 +19,16 @@ from asyncstep._runtime.pace import Pace
 from asyncstep._runtime.plan import Plan
 from asyncstep._runtime.snapshot import put_back, take
 from asyncstep._runtime.state import LocalStateStore, SupersededError
-from asyncstep._runtime.transaction import Fate, Transaction, current, enclosing, live
+from asyncstep._runtime.transaction import Fate, Transaction, current, enclosing, in_step, live
 from asyncstep._runtime.typed import typed_run
-from asyncstep.errors import InvalidTypeError, NotFoundError, OutOfRangeError, SessionClosedError, kind_of
+from asyncstep.errors import (
+    FailedPreconditionError,
+    InvalidTypeError,
+    NotFoundError,
+    OutOfRangeError,
+    SessionClosedError,
+    kind_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -117,25 +124,7 @@ class Session:
 
     async def aclose(self) -> None:  # noqa: ASYNC910 - it waits if a source's closing does
         """Close the session and its sources; idempotent. Checkpoint: if a source's closing is one."""
-        if self._store.closed:
-            return  # noqa: ASYNC910 - it waits if a source's closing does
-        self._store.close()
-        errors: list[BaseException] = []
-        cancellation: BaseException | None = None
-        for reader in self._store.readers.values():
-            try:
-                await reader.aclose()
-            except anyio.get_cancelled_exc_class() as error:  # noqa: ASYNC103 - raised when all are closed
-                cancellation = error
-            except BaseException as error:  # noqa: ASYNC103 - likewise
-                errors.append(error)
-        try:
-            if errors:
-                raise_together("several sources failed to close", errors)
-            if cancellation is not None:
-                raise cancellation
-        finally:
-            del errors, cancellation
+        await _close(self._store)
 
     def source_state(self, source: Node[Any] | str) -> SourceState:
         """How far a source is: its low-water mark, what is pending, what is parked."""
@@ -165,20 +154,29 @@ class Session:
     async def restore(self, snapshot: Snapshot, *, strict: bool = True) -> None:
         """Go back to a snapshot of a session of such a graph. Checkpoint: always.
 
-        Steps that are under way when it is called, and items that they were given, belong to the former state.
+        Steps that are under way, and items that they were given, belong to the former state: such a step can
+        no longer commit; a session that recovers runs it again.
 
         Raises:
             SessionClosedError: the session is not open.
+            FailedPreconditionError: it is called inside a step, which it would take back.
             NotFoundError: names of variables, sources or tracked objects are on one side only; with
                 ``strict=False`` what both have is restored (contract K7).
             InvalidArgumentError: an array has another dtype or shape than the variable's initial one.
+            Anything that a tracked object or a hook raises, which refuses its state; the variables and the
+            sources then are as they were.
         """
         self.check_open()
+        if in_step(self._store):
+            raise FailedPreconditionError(
+                "a restore inside a step would take back the step itself; restore between two steps"
+            )
         await anyio.lowlevel.checkpoint()
-        put_back(self._graph, self._store, snapshot, strict=strict)
-        readers, self._store.readers = self._store.readers, {}
-        for reader in readers.values():
-            await reader.aclose()
+        self.check_open()
+        former = self._store
+        self._store = put_back(self._graph, former, snapshot, strict=strict)
+        former.superseded = True
+        await _close(former)
 
     @typed_run
     async def run(
@@ -263,7 +261,7 @@ class Session:
     def begin(self) -> Transaction:
         """The transaction of a raw run: part of the step that is running, if it is one of this session."""
         parent = enclosing(self._store)
-        return Transaction(self._store, parent, live(current.get()))
+        return Transaction(parent.store if parent else self._store, parent, live(current.get()))
 
     def request_for(self, fetches: Any, feeds: Any) -> Request:
         """The request of one asker."""
@@ -331,6 +329,29 @@ class Session:
             concurrency=options.concurrency,
             timings=timings,
         )
+
+
+async def _close(store: LocalStateStore) -> None:  # noqa: ASYNC910 - it waits if a source's closing does
+    """Close a store and its sources; idempotent."""
+    if store.closed:
+        return  # noqa: ASYNC910 - it waits if a source's closing does
+    store.close()
+    errors: list[BaseException] = []
+    cancellation: BaseException | None = None
+    for reader in store.readers.values():
+        try:
+            await reader.aclose()
+        except anyio.get_cancelled_exc_class() as error:  # noqa: ASYNC103 - raised when all are closed
+            cancellation = error
+        except BaseException as error:  # noqa: ASYNC103 - likewise
+            errors.append(error)
+    try:
+        if errors:
+            raise_together("several sources failed to close", errors)
+        if cancellation is not None:
+            raise cancellation
+    finally:
+        del errors, cancellation
 
 
 _nothing = nullcontext()

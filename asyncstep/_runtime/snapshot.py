@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from asyncstep._graph.graph import GLOBAL_STEP
+from asyncstep._runtime.state import form_of
 from asyncstep.errors import InvalidArgumentError, NotFoundError
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from asyncstep._graph.graph import Graph
     from asyncstep._graph.variable import Variable
-    from asyncstep._runtime.state import LocalStateStore
+    from asyncstep._runtime.state import ArrayForm, LocalStateStore, Stateful
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,30 +49,46 @@ def take(graph: Graph, store: LocalStateStore) -> Snapshot:
         step=global_step(store),
         variables=dict(store.values),
         sources=store.source_states(graph.sources.values()),
-        tracked={name: copy.deepcopy(each.state_dict()) for name, each in graph.tracked.items()},
-        hooks={name: copy.deepcopy(each.state_dict()) for name, each in store.stateful_hooks.items()},
+        tracked=states_of(graph.tracked),
+        hooks=states_of(store.stateful_hooks),
     )
 
 
-def put_back(graph: Graph, store: LocalStateStore, snapshot: Snapshot, *, strict: bool) -> None:
-    """Make a snapshot the state of a store whose variables have their initial values.
+def put_back(graph: Graph, store: LocalStateStore, snapshot: Snapshot, *, strict: bool) -> LocalStateStore:
+    """A store with the state of a snapshot, to take the place of `store`; tracked objects are given theirs.
 
-    Nothing is changed unless all of it fits.
+    The names and arrays are checked before anything is changed; then tracked objects, and the hooks of a
+    session that is open, are given their states.
 
     Raises:
         NotFoundError: names are missing in the snapshot or in the graph, and `strict` is set.
         InvalidArgumentError: an array has another dtype or shape than the variable's initial array.
+        Anything that an object raises, which refuses its state; a note names it.
     """
     if strict:
         _check_names(graph, snapshot)
     variables = {name: value for name, value in snapshot.variables.items() if name in graph.variables}
-    _check_arrays(graph.variables, store.values, variables)
+    _check_arrays(graph.variables, store.initial_forms, variables)
     sources = {name: state for name, state in snapshot.sources.items() if name in graph.sources}
-    store.restore(variables, sources, snapshot.step)
-    for name, state in snapshot.tracked.items():
-        if name in graph.tracked:
-            graph.tracked[name].load_state_dict(copy.deepcopy(state))
-    store.restored_hooks = dict(snapshot.hooks)
+    load_states("the tracked object", graph.tracked, snapshot.tracked)
+    load_states("the hook", store.stateful_hooks, snapshot.hooks)
+    return store.restored(variables, sources, snapshot.hooks, snapshot.step)
+
+
+def states_of(objects: Mapping[str, Stateful]) -> dict[str, Any]:
+    """Copies of what each ``state_dict()`` gives, by name."""
+    return {name: copy.deepcopy(each.state_dict()) for name, each in objects.items()}
+
+
+def load_states(what: str, objects: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:
+    """Give each object that has a state in `states` a copy of it; an error gets a note that names the object."""
+    for name, each in objects.items():
+        if name in states:
+            try:
+                each.load_state_dict(copy.deepcopy(states[name]))
+            except Exception as error:
+                error.add_note(f"while restoring {what} {name!r}")
+                raise
 
 
 def _check_names(graph: Graph, snapshot: Snapshot) -> None:
@@ -96,32 +113,18 @@ def _check_names(graph: Graph, snapshot: Snapshot) -> None:
 
 
 def _check_arrays(
-    variables: Mapping[str, Variable[Any]], initial: Mapping[str, Any], restored: Mapping[str, Any]
+    variables: Mapping[str, Variable[Any]], initial: Mapping[str, ArrayForm], restored: Mapping[str, Any]
 ) -> None:
     complaints = [
-        f"{name!r} is {_described(value)} in the checkpoint, initially {_described(initial[name])}"
+        f"{name!r} is {form_of(value) or f'of type {type(value).__name__}'} in the checkpoint,"
+        f" initially {initial[name]}"
         for name, value in restored.items()
-        if variables[name].validate_shape
-        and name in initial
-        and _is_array(initial[name])
-        and _form(initial[name]) != _form(value)
+        if variables[name].validate_shape and name in initial and initial[name] != form_of(value)
     ]
     if complaints:
         raise InvalidArgumentError(
             f"arrays have changed: {'; '.join(complaints)} (Variable(validate_shape=False) allows it)"
         )
-
-
-def _is_array(value: object) -> bool:
-    return hasattr(value, "dtype") and hasattr(value, "shape")
-
-
-def _form(value: Any) -> tuple[str, tuple[int, ...]] | None:
-    return (str(value.dtype), tuple(value.shape)) if _is_array(value) else None
-
-
-def _described(value: Any) -> str:
-    return f"{value.dtype}{list(value.shape)}" if _is_array(value) else f"of type {type(value).__name__}"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -64,6 +64,24 @@ class Stateful(Protocol):
         """Go back to a state that `state_dict` gave."""
 
 
+@dataclass(frozen=True, slots=True)
+class ArrayForm:
+    """What a variable's arrays have in common, whatever their values (contract K7)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+def form_of(value: Any) -> ArrayForm | None:
+    """The dtype and the shape of an array; None of anything else."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return ArrayForm(str(value.dtype), tuple(value.shape))
+    return None
+
+
 class LocalStateStore:
     """The values of one raw session, in a dict.
 
@@ -71,7 +89,11 @@ class LocalStateStore:
         changes: how many commits have changed something.
         closed: the raw session has ended; nothing can be committed any more.
         committed: whether a step of a monitored session has committed (contract V5).
-        superseded: it was ended by a recovery (contract V2).
+        superseded: a recovery or a restore has put another in its place (contract V2).
+        lineage: the same object in all stores that took each other's place by a restore.
+        initial_forms: the dtypes and shapes of the variables' initial arrays, by name.
+        initial_states: the states that tracked objects and hooks had at the opening, for a recovery to initial
+            values; None once a step has committed, or if there can be no such recovery (contract V5).
         restored_sources: snapshots of sources, by name, at which they begin when they are opened.
         restored_hooks: the states of hooks in the snapshot that was put back, by the hooks' names.
         restored_step: the global step of that snapshot.
@@ -84,6 +106,9 @@ class LocalStateStore:
         "changes",
         "closed",
         "committed",
+        "initial_forms",
+        "initial_states",
+        "lineage",
         "readers",
         "restored_hooks",
         "restored_sources",
@@ -101,7 +126,7 @@ class LocalStateStore:
         self.stamps: dict[str, int] = {}
         self.readers: dict[str, Reader] = {}
         self.restored_sources: dict[str, Any] = {}
-        self.restored_hooks: dict[str, Any] = {}
+        self.restored_hooks: Mapping[str, Any] = {}
         self.restored_step: int | None = None
         self.stateful_hooks: dict[str, Stateful] = {}
         self.start_soon: Callable[..., None] | None = None
@@ -109,21 +134,33 @@ class LocalStateStore:
         self.closed: bool = False
         self.committed: bool = False
         self.superseded: bool = False
+        self.lineage: object = object()
+        self.initial_forms: dict[str, ArrayForm] = {}
+        self.initial_states: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None
 
     def initialize(self, variables: Iterable[Variable[Any]]) -> None:
         """Give variables that have no value their initial ones."""
         for variable in variables:
             if variable.name not in self.values:
-                self.values[variable.name] = variable.initial_value()
+                value = self.values[variable.name] = variable.initial_value()
                 self.stamps[variable.name] = new_stamp()
+                form = form_of(value)
+                if form is not None:
+                    self.initial_forms[variable.name] = form
 
-    def restore(self, variables: Mapping[str, Any], sources: Mapping[str, Any], step: int) -> None:
-        """Make these the committed values, and the sources' states."""
-        for name, value in variables.items():
-            self.values[name] = value
-            self.stamps[name] = new_stamp()
-        self.restored_sources = dict(sources)
-        self.restored_step = step
+    def restored(
+        self, variables: Mapping[str, Any], sources: Mapping[str, Any], hooks: Mapping[str, Any], step: int
+    ) -> LocalStateStore:
+        """Another store like this, with these values in place of its own, and no source opened yet."""
+        new = LocalStateStore()
+        new.values = {**self.values, **variables}
+        new.stamps = {name: new_stamp() for name in new.values}
+        new.lineage, new.initial_forms = self.lineage, self.initial_forms
+        new.restored_sources, new.restored_hooks, new.restored_step = dict(sources), hooks, step
+        new.stateful_hooks, new.start_soon = self.stateful_hooks, self.start_soon
+        new.changes = self.changes + 1
+        new.committed = self.committed
+        return new
 
     def reader(self, source: Any) -> Reader:
         """What gives this session the items of a source."""
@@ -175,7 +212,9 @@ class LocalStateStore:
     def check_open(self) -> None:
         """Raise what tells a step in flight that it cannot commit any more."""
         if self.superseded:
-            raise SupersededError("the session recovered while this step was running; the step is run again")
+            raise SupersededError(
+                "the session recovered, or was restored, while this step was running; what it did is taken back"
+            )
         if self.closed:
             error = SessionClosedError(
                 "the session is closed, so this step can no longer commit; it is rolled back"
@@ -196,6 +235,7 @@ class LocalStateStore:
             self.stamps[name] = record.stamp
         if transaction.owner is not None:
             self.committed = True
+            self.initial_states = None
         if values or transaction.items or transaction.counts:
             self.changes += 1
         if step is not None and transaction.counts:

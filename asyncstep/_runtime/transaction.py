@@ -294,8 +294,21 @@ def live(transaction: Transaction | None) -> Transaction | None:
 
 
 def enclosing(store: LocalStateStore) -> Transaction | None:
-    """The innermost transaction on `store` that the running code is part of and that has not ended."""
+    """The innermost transaction on `store` that the running code is part of, if it has not ended.
+
+    A step that was under way when its session was restored has its transaction on the store of before.
+    """
     transaction = current.get()
-    while transaction is not None and transaction.store is not store:
+    while transaction is not None and transaction.store.lineage is not store.lineage:
         transaction = transaction.outer
     return None if transaction is None or transaction.finished else transaction
+
+
+def in_step(store: LocalStateStore) -> bool:
+    """Whether the running code is part of a transaction on `store` that has not ended, the innermost or not."""
+    transaction = current.get()
+    while transaction is not None:
+        if transaction.store.lineage is store.lineage and not transaction.finished:
+            return True
+        transaction = transaction.outer
+    return False

@@ -276,6 +276,35 @@ async def test_tracked_objects_are_restored_at_a_recovery(tmp_path: Path) -> Non
         assert tracked.seen == 7
 
 
+async def test_a_recovery_to_initial_values_is_one_of_objects_and_hooks_too(tmp_path: Path) -> None:
+    """V5: what a step that never committed did to a tracked object and to a hook is gone."""
+    made, tracked, hook = Counting(), Seen(), Seen()
+    made.graph.track("thing", tracked)
+    tracked.seen = 7
+    async with entire(made.session(hook, directory=tmp_path, recovery=QUICK)) as session:
+
+        async def change_and_lose(ctx: StepContext) -> tuple[int, int]:
+            seen = tracked.seen, hook.seen
+            tracked.seen, hook.seen = 8, 9
+            await lose(ctx)
+            return seen
+
+        assert await session.run_step_fn(change_and_lose) == (7, 0)
+        assert session.recoveries == 1
+
+
+async def test_a_creator_serves_another_session_after_work_could_not_be_recovered(tmp_path: Path) -> None:
+    """V5: the refusal is the lost session's; who opens a new one with the same creator begins anew on purpose."""
+    made = Counting()
+    creator = ChiefSessionCreator(graph=made.graph)
+    with pytest.raises(FailedPreconditionError):
+        async with MonitoredSession(creator, recovery=QUICK) as session:
+            await made.steps(session, 1)
+            await session.run_step_fn(lose)
+    async with entire(MonitoredSession(creator, recovery=QUICK)) as again:
+        assert await again.run(made.bump) == 1
+
+
 async def test_a_session_that_recovered_can_be_stopped(tmp_path: Path) -> None:
     """V2, S1: a session that has recovered stops when it is asked to, for the reason given."""
     made = Counting()

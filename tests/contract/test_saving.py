@@ -34,6 +34,7 @@ from asyncstep.hooks import CheckpointSaverHook, StopAtStepHook
 
 from .saving_parts import (
     LONG,
+    QUICK,
     Counting,
     HeldSaver,
     Oops,
@@ -674,6 +675,88 @@ async def test_an_array_of_another_form_is_taken_if_it_may(tmp_path: Path) -> No
     async with Session(array_graph(np.ones(3, np.float32), validate_shape=False)) as session:
         await Saver().restore(session, path)
         assert (await session.run("weights")).tolist() == [0, 1, 2, 3]
+
+
+async def test_the_form_of_an_array_is_that_of_the_initial_one_whatever_it_is_by_now(tmp_path: Path) -> None:
+    """K7: the initial array counts, also where steps have put one of another form in its place."""
+    fitting = put(tmp_path, 5, weights=np.zeros(3, np.float32))
+    grown = put(tmp_path, 6, weights=np.zeros(4, np.float32))
+    graph = array_graph(np.ones(3, np.float32))
+    with graph:
+        grow = graph.variables["weights"].assign(np.ones(4, np.float32))
+    async with Session(graph) as session:
+        await session.run(grow)
+        with pytest.raises(
+            InvalidArgumentError, match=r"float32\[4\] in the checkpoint, initially float32\[3\]"
+        ):
+            await Saver().restore(session, grown)
+        await Saver().restore(session, fitting)
+        assert (await session.run("weights")).tolist() == [0, 0, 0]
+
+
+async def test_an_object_that_refuses_its_state_leaves_the_variables(tmp_path: Path) -> None:
+    """K7: the error names the object, and the session goes on with the values that it had."""
+    made, tracked = Counting(), Tracked()
+    made.graph.track("picky", tracked)
+    async with entire(made.session()) as session:
+        path = await Saver().save(session, tmp_path)
+        await made.steps(session, 2)
+
+        def refuse(state: object) -> None:
+            raise ValueError("no state of mine")
+
+        tracked.load_state_dict = refuse  # type: ignore[method-assign]
+        with pytest.raises(ValueError, match="no state of mine") as caught:
+            await Saver().restore(session, path)
+        assert caught.value.__notes__ == ["while restoring the tracked object 'picky'"]
+        assert (await session.run(made.count), session.global_step) == (2, 3)
+
+
+async def test_a_step_that_was_under_way_cannot_commit_into_a_restored_state(tmp_path: Path) -> None:
+    """K1, V2: neither its runs with hooks, nor its raw runs, nor its end; a session that recovers runs it again."""
+    made = Counting()
+    begun, restored = anyio.Event(), anyio.Event()
+
+    async def step(ctx: StepContext) -> int:
+        if ctx.attempt == 1:
+            await ctx.session.run(made.bump)
+            begun.set()
+            await restored.wait()
+            await ctx.session.run(made.bump)
+        await ctx.run_with_hooks(made.bump)
+        return ctx.attempt
+
+    async with entire(made.session(recovery=QUICK)) as session:
+        path = await Saver().save(session, tmp_path)
+        await made.steps(session, 2)
+        async with anyio.create_task_group() as group:
+
+            async def run() -> None:
+                assert await session.run_step_fn(step) == 2
+
+            group.start_soon(run)
+            await begun.wait()
+            await Saver().restore(session, path)
+            assert session.snapshot().variables["count"] == 0
+            restored.set()
+        assert session.snapshot().variables["count"] == session.global_step == 1
+        assert session.recoveries == 0
+
+
+async def test_a_step_cannot_restore_what_it_is_a_part_of(tmp_path: Path) -> None:
+    """K1: a restore inside a step is refused, with what to do, and the step goes on."""
+    made = Counting()
+
+    async def step(ctx: StepContext) -> None:
+        with pytest.raises(FailedPreconditionError, match="between two steps"):
+            await Saver().restore(session, path)
+        await ctx.run_with_hooks(made.bump)
+
+    async with entire(made.session()) as session:
+        path = await Saver().save(session, tmp_path)
+        await session.run_step_fn(step)
+        await Saver().restore(session, path)
+        assert session.global_step == 0
 
 
 # K8: retention, as far as it is the session's
