@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import shutil
 from typing import TYPE_CHECKING, Protocol
@@ -12,7 +14,23 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+
+_NO_EXCHANGE = {0, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+def _exchange_of(libc: ctypes.CDLL) -> Callable[[bytes, bytes], int] | None:
+    """What exchanges the names of two files; Python has nothing for it. None if the system has not either."""
+    if hasattr(libc, "renameat2"):  # Linux
+        return lambda one, other: int(libc.renameat2(-100, one, -100, other, 2))  # AT_FDCWD, RENAME_EXCHANGE
+    if hasattr(libc, "renamex_np"):  # macOS
+        return lambda one, other: int(libc.renamex_np(one, other, 2))  # RENAME_SWAP
+    return None
+
+
+_exchange = None if os.name == "nt" else _exchange_of(ctypes.CDLL(None, use_errno=True))
 
 
 class FileSystem(Protocol):
@@ -38,6 +56,9 @@ class FileSystem(Protocol):
 
     def rename(self, old: Path, new: Path) -> None:
         """Rename a directory; OSError if there is one of the new name with something in it."""
+
+    def exchange(self, one: Path, other: Path) -> bool:
+        """Give two directories each other's names at one instant; False if that cannot be done here."""
 
     def remove_tree(self, path: Path) -> None:
         """Remove a directory and all that is in it."""
@@ -83,6 +104,15 @@ class OperatingSystem:
 
     def rename(self, old: Path, new: Path) -> None:
         old.rename(new)
+
+    def exchange(self, one: Path, other: Path) -> bool:
+        ctypes.set_errno(0)
+        if _exchange is not None and _exchange(os.fsencode(one), os.fsencode(other)) == 0:
+            return True
+        code = ctypes.get_errno()
+        if code in _NO_EXCHANGE:
+            return False
+        raise OSError(code, os.strerror(code), str(one), None, str(other))
 
     def remove_tree(self, path: Path) -> None:
         shutil.rmtree(path)

@@ -26,6 +26,7 @@ from asyncstep.checkpoint.object_errors import as_os_errors
 from asyncstep.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from obstore import PutMode, PutResult, UpdateVersion
@@ -59,11 +60,20 @@ class Lease:
         where: what it is called in messages.
         renewed_every: seconds between two renewals.
         lasts: seconds without a renewal after which another process may have it.
+        wait: waits for so many seconds; for tests. A store tells nobody of changes, so who watches a lease
+            has to look again and again; it does so in a worker thread, and only while another's lease is there.
     """
 
     def __init__(
-        self, store: ObjectStore, where: str, *, renewed_every: float = RENEWED_EVERY, lasts: float = LASTS
+        self,
+        store: ObjectStore,
+        where: str,
+        *,
+        renewed_every: float = RENEWED_EVERY,
+        lasts: float = LASTS,
+        wait: Callable[[float], object] | None = None,
     ) -> None:
+        self._wait = threading.Event().wait if wait is None else wait
         self._store = store
         self._where = where
         self._renewed_every = renewed_every
@@ -138,7 +148,7 @@ class Lease:
         )
         end = time.monotonic() + lasts
         while time.monotonic() < end:
-            time.sleep(max(0.01, min(every, 1.0, end - time.monotonic())))
+            self._wait(max(0.01, min(every, 1.0, end - time.monotonic())))
             now = self._read()
             if now is None or now.content.get("token") != seen.content.get("token") or now != seen:
                 raise self._refusal(now or seen)

@@ -3,6 +3,9 @@
 A checkpoint is the directory ``step-0000012300``. It is written as ``.new-step-0000012300-PID`` beside it:
 every file is created exclusively and fsynced, the manifest last, then the directory is fsynced, renamed, and
 the parent fsynced. So at any instant of a crash there is the whole checkpoint under its name, or none.
+One that takes the place of another of the same
+step exchanges names with it, which Linux and macOS do at one instant; where that cannot be done, the other is
+set aside as ``.old-replaced-...``, and put back by the next writer if the new one never came.
 One that disappears is renamed to ``.old-...`` first. What begins with ``.new-`` or ``.old-`` is never read,
 and is removed by the next writer.
 """
@@ -167,8 +170,14 @@ class LocalDraft:
         self.write(MANIFEST, [memoryview(manifest)])
         self._system.sync_directory(self._path)
         final = self._directory.path(self._name)
-        aside = self._directory.set_aside(self._name, for_another=True) if os.path.lexists(final) else None
-        self._system.rename(self._path, final)
+        aside: Path | None = None
+        if os.path.lexists(final):
+            if self._system.exchange(self._path, final):
+                aside = self._path
+            else:
+                aside = self._directory.set_aside(self._name, for_another=True)
+        if aside is not self._path:
+            self._system.rename(self._path, final)
         self._system.sync_directory(self._directory.root)
         if aside is not None:
             self._directory.remove(aside)

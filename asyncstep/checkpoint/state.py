@@ -44,7 +44,13 @@ def described(section: str, name: str) -> str:
 
 
 def state_tree(state: CheckpointState, tensors: Tensors, *, allow_pickle: bool) -> dict[str, dict[str, Any]]:
-    """The trees of all values, by section and name; arrays go to `tensors`. Errors as of `check_saveable`."""
+    """The trees of all values, by section and name; arrays go to `tensors`.
+
+    Raises:
+        InvalidTypeError: a value is of a type that cannot be saved; the message names the variable (or
+            source, object, hook), the place in its value, and the type.
+        InvalidArgumentError: a value contains itself or is nested too deeply.
+    """
     return {
         section: {
             name: _entry(section, name, value, tensors, allow_pickle)
@@ -52,17 +58,6 @@ def state_tree(state: CheckpointState, tensors: Tensors, *, allow_pickle: bool) 
         }
         for section in SECTIONS
     }
-
-
-def check_saveable(state: CheckpointState, *, allow_pickle: bool = False) -> None:
-    """Raise the error that a save of this state would raise, without writing anything.
-
-    Raises:
-        InvalidTypeError: a value is of a type that cannot be saved; the message names the variable (or
-            source, object, hook), the place in its value, and the type.
-        InvalidArgumentError: a value contains itself or is nested too deeply.
-    """
-    state_tree(state, Tensors(), allow_pickle=allow_pickle)
 
 
 def _entry(section: str, name: str, value: Any, tensors: Tensors, allow_pickle: bool) -> Any:

@@ -106,8 +106,8 @@ class CheckpointWriter:
                 because it is a later state of the same run.
 
         Raises:
-            InvalidTypeError, InvalidArgumentError: it cannot be saved (see `check_saveable`), and nothing
-                was written.
+            InvalidTypeError, InvalidArgumentError: it cannot be saved (see `state_tree`), and nothing was
+                written.
             FailedPreconditionError: there is a sound checkpoint of that step with other content, and
                 `replace` is not set.
             OSError: what the disk says. The checkpoints that were there are there still.

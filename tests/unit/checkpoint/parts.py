@@ -52,7 +52,12 @@ class FailingDisk(OperatingSystem):
 
     Args:
         fails: is asked with the number of each operation and its name; what it returns is raised.
+
+    Attributes:
+        exchanges: whether it can exchange the names of two directories.
     """
+
+    exchanges: bool = True
 
     def __init__(self, fails: Callable[[int, str], BaseException | None] = lambda number, name: None) -> None:
         self.count = 0
@@ -87,6 +92,10 @@ class FailingDisk(OperatingSystem):
     def rename(self, old: Path, new: Path) -> None:
         self._step("rename")
         super().rename(old, new)
+
+    def exchange(self, one: Path, other: Path) -> bool:
+        self._step("exchange")
+        return self.exchanges and super().exchange(one, other)
 
     def remove_tree(self, path: Path) -> None:
         """Remove half, then the rest, so that a crash may come between."""

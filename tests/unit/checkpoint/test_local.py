@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from asyncstep.checkpoint import latest_checkpoint, list_checkpoints, read_checkpoint, verify_checkpoint
+from asyncstep.checkpoint.file_system import OperatingSystem
 from asyncstep.checkpoint.local import LocalDirectory
 from asyncstep.checkpoint.retention import Retention
 from asyncstep.checkpoint.writing import CheckpointWriter, write_checkpoint
@@ -269,6 +270,50 @@ def test_a_writer_writes_inside_its_with_only(tmp_path: Path) -> None:
         writer.write(state(), step=1)
     with pytest.raises(FailedPreconditionError, match="inside its `with`"):
         writer.prune(Retention())
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_later_state_of_the_same_step_takes_its_place_at_one_instant(
+    tmp_path: Path, exchanges: bool
+) -> None:
+    """K2: killed anywhere, one of the two is there; to every reader at once where the system exchanges names."""
+
+    def value(directory: Path) -> list[int]:
+        return [read_checkpoint(info.path).variables["value"] for info in list_checkpoints(directory)]
+
+    def replace(directory: Path, disk: FailingDisk) -> None:
+        save(directory, 1, value=1)
+        disk.exchanges = exchanges
+        with CheckpointWriter(LocalDirectory(directory, system=disk)) as writer:
+            writer.write(state(value=2), step=1, replace=True)
+
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    if exchanges and not FailingDisk().exchange(tmp_path / "one", tmp_path / "other"):
+        pytest.skip("this file system cannot exchange two names")
+    disk = FailingDisk()
+    replace(tmp_path / "whole", disk)
+    assert value(tmp_path / "whole") == [2]
+    seen = set()
+    for number in range(disk.count):
+        place = tmp_path / str(number)
+        with pytest.raises(Crash):
+            replace(place, crashing_at(number))
+        found = value(place)
+        assert found in ([1], [2]) or (found == [] and not exchanges)
+        with CheckpointWriter(place):
+            assert value(place) in ([1], [2])
+        seen.add(str(value(place)))
+    assert seen == {"[1]", "[2]"}
+
+
+def test_an_exchange_that_fails_for_another_reason_says_so(tmp_path: Path) -> None:
+    """K2: what the disk says about two names that cannot be exchanged is not taken for a missing feature."""
+    (tmp_path / "one").mkdir()
+    if OperatingSystem().exchange(tmp_path / "one", tmp_path / "one") is False:
+        pytest.skip("this file system cannot exchange two names")
+    with pytest.raises(FileNotFoundError, match="other"):
+        OperatingSystem().exchange(tmp_path / "one", tmp_path / "other")
 
 
 def test_a_checkpoint_that_was_set_aside_for_one_that_never_came_is_put_back(tmp_path: Path) -> None:

@@ -255,17 +255,15 @@ def test_a_second_writer_of_this_process_is_refused() -> None:
     save(in_memory(store), 2)
 
 
-def test_a_writer_that_renews_its_lease_is_refused_to_nobody_s_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_that_renews_its_lease_is_refused_to_nobody_s_harm() -> None:
     """K9: another process that is alive is known by its renewal, and is named."""
     store = MemoryStore()
     content = {"pid": 77, "host": "far", "token": "t", "renewals": 1, "renewed_every": 0.02, "lasts": 30}
     obstore.put(store, ".lock", json.dumps(content).encode())
     renewed = json.dumps(content | {"renewals": 2}).encode()
-    monkeypatch.setattr(
-        "asyncstep.checkpoint.lease.time.sleep", lambda _: obstore.put(store, ".lock", renewed)
-    )
+    lease = Lease(store, "runs/a", wait=lambda _: obstore.put(store, ".lock", renewed))
     with pytest.raises(FailedPreconditionError, match="written to by the process 77 on far; let it end"):
-        save(in_memory(store), 1)
+        lease.__enter__()
     assert keys(in_memory(store)) == []
 
 
