@@ -107,7 +107,7 @@ def chain_digest(digest: bytes, item: int) -> bytes:
 
 
 def job(
-    directory: Path,
+    directory: Path | str,
     workers: int,
     *,
     event: Event = lambda: None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from asyncstep.checkpoint import latest_checkpoint, read_checkpoint
+from asyncstep.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 
 
 def state(directory: Path) -> dict[str, Any]:
@@ -14,13 +14,17 @@ def state(directory: Path) -> dict[str, Any]:
     assert path is not None, "there is no checkpoint"
     found = read_checkpoint(path)
     content = {file.name: file.read_bytes() for file in path.iterdir() if file.name != "MANIFEST.json"}
+    return {**contents(found), "content": content}
+
+
+def contents(found: Checkpoint) -> dict[str, Any]:
+    """What a checkpoint holds, by section."""
     return {
         "step": found.step,
         "variables": dict(found.variables),
         "sources": dict(found.sources),
         "tracked": dict(found.tracked),
         "hooks": dict(found.hooks),
-        "content": content,
     }
 
 

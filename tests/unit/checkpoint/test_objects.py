@@ -446,38 +446,6 @@ def test_urls_lead_to_their_stores(url: str, monkeypatch: pytest.MonkeyPatch) ->
 # What follows goes over HTTP, to a server on the loopback device.
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    """A server that speaks S3."""
-    server_module = pytest.importorskip("moto.server")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """The URL of an empty bucket."""
-    boto3 = pytest.importorskip("boto3")
-    variables = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "nobody",
-        "AWS_SECRET_ACCESS_KEY": "nothing",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    name = f"bucket-{abs(hash(request.node.nodeid))}"
-    client = boto3.client("s3", endpoint_url=endpoint)
-    client.create_bucket(Bucket=name)
-    client.close()
-    return f"s3://{name}"
-
-
 def test_checkpoints_come_back_from_s3(bucket: str, caplog: pytest.LogCaptureFixture) -> None:
     """What is saved is listed, verified and restored; a damaged one is passed over with a WARNING (K3)."""
     directory = f"{bucket}/runs/a b%20c"
