@@ -41,6 +41,52 @@ if __name__ == "__main__":
 '''
 
 
+UNLUCKY = """
+import sys
+import anyio
+from asyncstep import Graph, MonitoredSession, op
+
+@op(offload="process")
+def double(number):
+    return 2 * number
+
+async def main():
+    with Graph():
+        node = double(21)
+        session = MonitoredSession()
+    async with session:
+        print(await session.run(node))
+
+if __name__ == "__main__":
+    anyio.run(main, backend=sys.argv[1])
+else:  # a worker process that is starting
+    from pathlib import Path
+    starts = Path(__file__).with_name("starts")
+    starts.write_text(starts.read_text() + "s" if starts.exists() else "s")
+    if len(starts.read_text()) <= UNLUCKY_ONES:
+        raise KeyboardInterrupt
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize(("unlucky", "ends"), [(1, (0, "42\n")), (9, (1, ""))])
+def test_a_worker_process_that_is_interrupted_while_it_starts_is_started_again(
+    tmp_path: Path, backend: str, unlucky: int, ends: tuple[int, str]
+) -> None:
+    """C6: Ctrl-C reaches a worker before it can ignore it; the call is made by another, for so many times."""
+    (tmp_path / "program.py").write_text(UNLUCKY.replace("UNLUCKY_ONES", str(unlucky)))
+    program = subprocess.run(
+        [sys.executable, tmp_path / "program.py", backend],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (program.returncode, program.stdout) == ends
+    assert ("BrokenWorkerProcess" in program.stderr) == (unlucky == 9)
+    assert (tmp_path / "starts").read_text() == "s" * min(unlucky + 1, 3)
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_ctrl_c_does_not_interrupt_a_step_in_a_worker_process(tmp_path: Path, backend: str) -> None:
     """C6, W1: a terminal sends SIGINT to the whole process group; the step in flight finishes and commits."""
