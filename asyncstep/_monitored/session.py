@@ -181,7 +181,7 @@ class MonitoredSession:
             StopRequested: the session was asked to stop before this run began.
             SessionClosedError: the session is not open.
             OutOfRangeError: the data has ended; the session is stopped by it.
-            Anything that a node or a hook raises, once it may not be retried.
+            Exception: what a node or a hook raises, once it may not be retried.
 
         Checkpoint: always a cancel point; a schedule point at least once a millisecond.
         """

@@ -163,8 +163,8 @@ class Session:
             NotFoundError: names of variables, sources or tracked objects are on one side only; with
                 ``strict=False`` what both have is restored (contract K7).
             InvalidArgumentError: an array has another dtype or shape than the variable's initial one.
-            Anything that a tracked object or a hook raises, which refuses its state; the variables and the
-            sources then are as they were.
+            Exception: what a tracked object or a hook raises that refuses its state; the variables and the
+                sources then are as they were.
         """
         self.check_open()
         if in_step(self._store):
@@ -199,7 +199,7 @@ class Session:
         Raises:
             SessionClosedError: the session is not open.
             InvalidArgumentError, InvalidTypeError, NotFoundError: before anything is evaluated.
-            Anything that a node raises: nothing of the run is kept (contract T4).
+            Exception: what a node raises; nothing of the run is kept (contract T4).
 
         Checkpoint: always a cancel point; a schedule point at least once a millisecond.
         """

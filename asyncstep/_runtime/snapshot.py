@@ -63,7 +63,7 @@ def put_back(graph: Graph, store: LocalStateStore, snapshot: Snapshot, *, strict
     Raises:
         NotFoundError: names are missing in the snapshot or in the graph, and `strict` is set.
         InvalidArgumentError: an array has another dtype or shape than the variable's initial array.
-        Anything that an object raises, which refuses its state; a note names it.
+        Exception: what an object raises that refuses its state; a note names it.
     """
     if strict:
         _check_names(graph, snapshot)
