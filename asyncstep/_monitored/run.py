@@ -6,7 +6,6 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio.lowlevel import checkpoint_if_cancelled
 
 from asyncstep._monitored.attempt import RunCall, attempt_run
 from asyncstep._monitored.recovery import (
@@ -39,8 +38,8 @@ async def begin_run(life: Life, in_step: Transaction | None = None) -> None:
         await life.pace.turn()
         if not life.accepts(in_step):
             raise life.not_open()
-    else:
-        await checkpoint_if_cancelled()
+    elif life.pace.cancel_point is not None:
+        await life.pace.cancel_point()
     if life.coord.has_errors:
         life.raise_background_error()
     if life.stop.reason is not None and (in_step is None or in_step.stop_asked):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from asyncio import CancelledError, TaskGroup, current_task
+from asyncio import CancelledError, TaskGroup, current_task, get_running_loop
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -12,8 +12,8 @@ import anyio.lowlevel
 from anyio.lowlevel import checkpoint_if_cancelled
 
 if TYPE_CHECKING:
-    from asyncio import Task
-    from collections.abc import Iterator
+    from asyncio import AbstractEventLoop, Task
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
     from types import FrameType
 
 TURN_EVERY = 0.001
@@ -24,30 +24,98 @@ class Pace:
     """A cancel point at every run, a schedule point at least once a millisecond.
 
     Shared by all runs of a session: whichever run comes after the millisecond gives the turn for all.
+
+    Attributes:
+        cancel_point: what a run awaits when `is_due` is False; None if `is_due` has looked for cancellations.
     """
 
-    __slots__ = ("_native", "due")
+    __slots__ = ("_loop", "_scope_states", "cancel_point", "due")
 
     def __init__(self) -> None:
         self.due: float = 0.0
-        self._native = runs_on_asyncio()
+        self._loop: AbstractEventLoop | None = None
+        self._scope_states: Mapping[Any, Any] | None = None
+        self.cancel_point: Callable[[], Awaitable[None]] | None
+        if runs_on_asyncio():
+            self._loop = get_running_loop()
+            self._scope_states = anyio_scope_states()
+            self.cancel_point = checkpoint_if_cancelled if self._scope_states is None else None
+        else:
+            self.cancel_point = _cancel_point_of_trio()
 
     def is_due(self) -> bool:
         """Whether the event loop is to be given a turn, so that `turn` has to be awaited."""
+        if monotonic() >= self.due:
+            return True
+        if self._loop is None:
+            return False
+        task = current_task(self._loop)
         # anyio's cheap check does not see a native cancel: where there is one, only a real yield does.
-        return monotonic() >= self.due or (self._native and current_task().cancelling() > 0)  # type: ignore[union-attr]
+        if task is None or task.cancelling() > 0:
+            return True
+        return self._scope_states is not None and _in_cancelled_scope(self._scope_states.get(task))
 
     async def turn(self) -> None:
         """Give the event loop a turn. Checkpoint: always."""
         await anyio.lowlevel.checkpoint()
+        await (
+            checkpoint_if_cancelled()
+        )  # on asyncio one yield need not be enough to be told of a cancellation
         self.due = monotonic() + TURN_EVERY
 
-    async def keep(self) -> None:
+    async def keep(self) -> None:  # noqa: ASYNC910 - `is_due` has looked, or `cancel_point` is one
         """Checkpoint: always a cancel point; a schedule point if one is due."""
         if self.is_due():
             await self.turn()
-        else:
-            await checkpoint_if_cancelled()
+        elif self.cancel_point is not None:
+            await self.cancel_point()
+
+
+def _cancel_point_of_trio() -> Callable[[], Awaitable[None]]:
+    """What anyio's function calls in the end; it takes a third of the time."""
+    from trio.lowlevel import checkpoint_if_cancelled as cancel_point  # trio is an extra; here it is running
+
+    return cancel_point
+
+
+def anyio_scope_states() -> Mapping[Any, Any] | None:
+    """anyio's record of the cancel scope that each task of asyncio is in; None if it is not laid out as expected.
+
+    `checkpoint_if_cancelled` takes most of its time to find the loop and the task, which a `Pace` knows, and
+    to be awaited, which is of use only where there is a cancellation. The record that it then looks at is
+    private, so it is tried here with two scopes; a run falls back to the public function where it differs.
+    """
+    try:
+        from anyio._backends import _asyncio
+
+        states: Mapping[Any, Any] = _asyncio._task_states
+        task = current_task()
+        before = states.get(task)
+        around = None if before is None else before.cancel_scope
+        with anyio.CancelScope() as outer, anyio.CancelScope() as inner:  # noqa: ASYNC100 - only looked at
+            state = states.get(task)
+            expected = (
+                state is not None
+                and state.cancel_scope is inner
+                and inner._parent_scope is outer
+                and outer._parent_scope is around
+            )
+        expected = expected and states.get(task).cancel_scope is around  # type: ignore[union-attr]
+    except (ImportError, AttributeError, TypeError):
+        return None
+    return states if expected else None
+
+
+def _in_cancelled_scope(state: Any) -> bool:
+    """Whether a task is to be cancelled by one of the scopes that it is in, up to the innermost shield."""
+    scope = None if state is None else state.cancel_scope
+    while scope is not None:
+        if scope.cancel_called:
+            return True
+        if scope.shield:
+            return False
+        scope = scope._parent_scope
+    return False
 
 
 def runs_on_asyncio() -> bool:

@@ -983,42 +983,7 @@ async def test_a_run_that_fails_or_is_cancelled_disturbs_no_other() -> None:
     assert isinstance(endings["cancelled"], anyio.get_cancelled_exc_class())
 
 
-# R9: cancel point and schedule point
-
-
-@pytest.mark.parametrize("kind", ["run", "some hooks", "without hooks", "step", "raw", "raw step"])
-async def test_every_kind_of_run_is_a_cancel_point(kind: str) -> None:
-    """R9: in a cancelled scope a run evaluates nothing, also right after one that gave the others a turn."""
-    evaluated: list[int] = []
-    with Graph() as graph:
-        node = op(evaluated.append)(1)
-
-    async def step(ctx: StepContext) -> None:
-        await ctx.run_with_hooks(node)
-        scope.cancel()
-        await ctx.run_with_hooks(node)
-
-    async def raw_step(ctx: StepContext) -> None:
-        await ctx.session.run(node)
-        scope.cancel()
-        await ctx.session.run(node)
-
-    async with monitored(graph, Recorder()) as session, Session(graph) as raw:
-        runs: dict[str, Callable[[], Awaitable[Any]]] = {
-            "run": lambda: session.run(node),
-            "some hooks": lambda: session.run(node, hooks=[]),
-            "without hooks": lambda: session.run_without_hooks(node),
-            "raw": lambda: raw.run(node),
-            "step": lambda: session.run_step_fn(step),
-            "raw step": lambda: session.run_step_fn(raw_step),
-        }
-        with anyio.CancelScope() as scope:
-            if "step" not in kind:
-                await runs[kind]()
-                scope.cancel()
-            await runs[kind]()
-        assert scope.cancelled_caught
-    assert evaluated == [1]
+# R9: schedule point (for the cancel point see test_cancel_point.py)
 
 
 async def test_a_loop_of_steps_that_never_suspend_sees_its_deadline() -> None:
