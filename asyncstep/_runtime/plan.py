@@ -239,6 +239,9 @@ def _assign(node: Assign[Any], slots: dict[Leaf, int]) -> Callable[[list[Any], A
 
 def _update(node: Update[Any], slots: dict[Leaf, int]) -> Callable[[list[Any], Any], Any]:
     name, function, args = node.variable.name, node.function, _builder(node.args, slots)
+    if not node.inputs:
+        constants = node.args
+        return lambda _, transaction: transaction.update(name, function, constants)
     return lambda values, transaction: transaction.update(name, function, args(values))
 
 

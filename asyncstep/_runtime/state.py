@@ -224,19 +224,22 @@ class LocalStateStore:
 
     def commit(self, transaction: Transaction, step: str | None) -> int | None:
         """Take all writes and items of a transaction at one instant; return the global step."""
-        self.check_open()
-        if transaction.owner is not None and transaction.owner.sealed:
+        if self.closed or self.superseded:
+            self.check_open()
+        owner, writes = transaction.owner, transaction.writes
+        if owner is not None and owner.sealed:
             raise SessionClosedError(
                 "the session is closed, so this step can no longer commit; it is rolled back"
             )
-        values = [(name, resolved(name, record, self)) for name, record in transaction.writes.items()]
-        for name, record in values:
-            self.values[name] = record.value
-            self.stamps[name] = record.stamp
-        if transaction.owner is not None:
+        if writes:  # all new values before the first is written (contract T5)
+            records = [(name, resolved(name, record, self)) for name, record in writes.items()]
+            for name, record in records:
+                self.values[name] = record.value
+                self.stamps[name] = record.stamp
+        if owner is not None:
             self.committed = True
             self.initial_states = None
-        if values or transaction.items or transaction.counts:
+        if writes or transaction.counts or transaction.items:
             self.changes += 1
         if step is not None and transaction.counts:
             self.values[step] += 1

@@ -173,16 +173,18 @@ class Transaction:
 
     def update(self, name: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Write ``function(current, *args)``."""
+        updates: Updates | None = (None, function, args)
         record = self.writes.get(name)
-        if record is None:
-            new = WriteRecord(
-                apply_update(name, function, self.read(name), args), self.stamp(name), (None, function, args)
-            )
+        if record is not None:
+            value, base = record.value, record.base
+            updates = record.updates and (record.updates, function, args)
+        elif self.parent is None:
+            value, base = self.store.values[name], self.store.stamps[name]
         else:
-            value = apply_update(name, function, record.value, args)
-            new = WriteRecord(value, record.base, record.updates and (record.updates, function, args))
-        self.writes[name] = new
-        return new.value
+            value, base = self.parent.read(name), self.parent.stamp(name)
+        value = apply_update(name, function, value, args)
+        self.writes[name] = WriteRecord(value, base, updates)
+        return value
 
     def hold(self, items: Items) -> None:
         """Source items that were given to this transaction."""
@@ -225,7 +227,9 @@ class Transaction:
         parent = self.parent
         if parent is None:
             number = self.store.commit(self, step)
-            self._settle()
+            self.finished = True
+            if self.items is not None or self.failed_items is not None:
+                self._settle()
             return number
         # Merged into a copy of the enclosing transaction, which stays as it is if the commit fails.
         whole = parent._copy()
@@ -251,7 +255,6 @@ class Transaction:
 
     def _settle(self) -> None:
         """The commit is made: the items are done."""
-        self.finished = True
         if self.items is not None:
             for items in self.items:
                 items.done()
