@@ -61,7 +61,7 @@ class Life:
         self.stop: StopLevel = StopLevel()
         self.coord: Coordinator = Coordinator(self, group)
         self.table: HookTable = HookTable(())
-        self.pace: Pace = Pace.__new__(Pace)
+        self.pace: Pace = Pace()
         self.raw: Session | None = None
         self.began: list[SessionRunHook] = []
         self.recoveries = 0

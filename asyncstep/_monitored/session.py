@@ -16,7 +16,7 @@ from asyncstep._monitored.hook import ALL, HookTable, checked_hooks
 from asyncstep._monitored.life import Life
 from asyncstep._monitored.loop import after_absorbing, loop
 from asyncstep._monitored.recovery import Recovery, create, remember_initial_states
-from asyncstep._monitored.run import begin_run, run_with_retries
+from asyncstep._monitored.run import begin_run, may_begin, run_with_retries
 from asyncstep._monitored.step import StepContext, check_step_fn, run_step_fn
 from asyncstep._monitored.stop import (
     StopKind,
@@ -29,7 +29,7 @@ from asyncstep._monitored.stop import (
     take_out,
 )
 from asyncstep._runtime.options import RunMetadata, RunOptions, check_options
-from asyncstep._runtime.pace import NativeCancels, Pace, cancels_of_task_groups
+from asyncstep._runtime.pace import NativeCancels, cancels_of_task_groups
 from asyncstep._runtime.typed import typed_run
 from asyncstep.errors import (
     InvalidArgumentError,
@@ -186,11 +186,22 @@ class MonitoredSession:
         Checkpoint: always a cancel point; a schedule point at least once a millisecond.
         """
         life = self._life
-        await begin_run(life)
+        if not may_begin(life):
+            await begin_run(life)
+        elif life.pace.cancel_point is not None:
+            await life.pace.cancel_point()
         if options is not None or run_metadata is not None:
             check_options(options, run_metadata)
         return await run_with_retries(
-            life, RunCall(life.table_of(hooks), fetches, feed_dict, options, run_metadata, 0)
+            life,
+            RunCall(
+                life.table if hooks is ALL else life.table_of(hooks),
+                fetches,
+                feed_dict,
+                options,
+                run_metadata,
+                0,
+            ),
         )
 
     @typed_run
@@ -348,7 +359,7 @@ def _new_life(
 async def _open(life: Life) -> None:
     """The opening, in the order of contract L2."""
     await anyio.lowlevel.checkpoint()
-    life.pace = Pace()
+    life.pace.start()
     with life.graph:
         for hook in life.hooks:
             life.began.append(hook)

@@ -26,42 +26,45 @@ class Pace:
     Shared by all runs of a session: whichever run comes after the millisecond gives the turn for all.
 
     Attributes:
-        cancel_point: what a run awaits when `is_due` is False; None if `is_due` has looked for cancellations.
+        cancel_point: on trio, what a run awaits when no turn is due; it raises or returns at once.
     """
 
     __slots__ = ("_loop", "_scope_states", "cancel_point", "due")
 
     def __init__(self) -> None:
         self.due: float = 0.0
+        self.cancel_point: Callable[[], Awaitable[None]] | None = None
         self._loop: AbstractEventLoop | None = None
         self._scope_states: Mapping[Any, Any] | None = None
-        self.cancel_point: Callable[[], Awaitable[None]] | None
+
+    def start(self) -> None:
+        """Find out on which event loop the session runs."""
         if runs_on_asyncio():
             self._loop = get_running_loop()
             self._scope_states = anyio_scope_states()
-            self.cancel_point = checkpoint_if_cancelled if self._scope_states is None else None
         else:
-            self.cancel_point = _cancel_point_of_trio()
+            from trio.lowlevel import checkpoint_if_cancelled as cancel_point  # an extra; here it is running
+
+            self.cancel_point = cancel_point  # what anyio's function calls in the end, in a third of the time
 
     def is_due(self) -> bool:
-        """Whether the event loop is to be given a turn, so that `turn` has to be awaited."""
+        """Whether `turn` has to be awaited: the time has come, or (on asyncio) there may be a cancellation."""
         if monotonic() >= self.due:
             return True
         if self._loop is None:
             return False
         task = current_task(self._loop)
-        # anyio's cheap check does not see a native cancel: where there is one, only a real yield does.
-        if task is None or task.cancelling() > 0:
+        if task is None or task.cancelling() > 0 or self._scope_states is None:
             return True
-        return self._scope_states is not None and _in_cancelled_scope(self._scope_states.get(task))
+        return _in_cancelled_scope(self._scope_states.get(task))
 
     async def turn(self) -> None:
-        """Give the event loop a turn. Checkpoint: always."""
-        await anyio.lowlevel.checkpoint()
-        await (
-            checkpoint_if_cancelled()
-        )  # on asyncio one yield need not be enough to be told of a cancellation
-        self.due = monotonic() + TURN_EVERY
+        """Give the event loop a turn if it is time. Checkpoint: always a cancel point."""
+        # anyio's cheap check does not see a native cancel: where there is one, only a real yield does.
+        if monotonic() >= self.due or (self._loop is not None and _is_natively_cancelled(self._loop)):
+            await anyio.lowlevel.checkpoint()
+            self.due = monotonic() + TURN_EVERY
+        await checkpoint_if_cancelled()
 
     async def keep(self) -> None:  # noqa: ASYNC910 - `is_due` has looked, or `cancel_point` is one
         """Checkpoint: always a cancel point; a schedule point if one is due."""
@@ -71,11 +74,9 @@ class Pace:
             await self.cancel_point()
 
 
-def _cancel_point_of_trio() -> Callable[[], Awaitable[None]]:
-    """What anyio's function calls in the end; it takes a third of the time."""
-    from trio.lowlevel import checkpoint_if_cancelled as cancel_point  # trio is an extra; here it is running
-
-    return cancel_point
+def _is_natively_cancelled(loop: AbstractEventLoop) -> bool:
+    task = current_task(loop)
+    return task is None or task.cancelling() > 0
 
 
 def anyio_scope_states() -> Mapping[Any, Any] | None:

@@ -95,7 +95,7 @@ class Session:
         self._opened = False
         self._plans: dict[Any, Plan] = {}
         self._requests: dict[Node[Any], Request] = {}
-        self._pace = Pace.__new__(Pace)
+        self._pace = Pace()
 
     @property
     def graph(self) -> Graph:
@@ -112,7 +112,7 @@ class Session:
         if self._opened or self._store.closed:
             raise SessionClosedError("a session is opened once; make a new one")
         await anyio.lowlevel.checkpoint()
-        self._pace = Pace()
+        self._pace.start()
         self._store.initialize(self._graph.variables.values())
         self._opened = True
         return self
