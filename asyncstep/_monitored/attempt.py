@@ -19,7 +19,7 @@ from asyncstep._runtime.transaction import Fate, Transaction, current, live
 from asyncstep.errors import InvalidTypeError, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from anyio import CancelScope
 
@@ -39,17 +39,10 @@ class RunCall:
         final_errors: those of the transaction of the last attempt, if it failed.
     """
 
-    __slots__ = (
-        "committed",
-        "feeds",
-        "fetches",
-        "final_errors",
-        "metadata",
-        "options",
-        "result",
-        "table",
-        "worker",
-    )
+    # No slots: what stands here costs a run nothing.
+    committed: bool = False
+    result: Any = None
+    final_errors: tuple[BaseException, ...] = ()
 
     def __init__(
         self,
@@ -66,9 +59,6 @@ class RunCall:
         self.options: RunOptions | None = options
         self.metadata: RunMetadata | None = metadata
         self.worker: int = worker
-        self.committed: bool = False
-        self.result: Any = None
-        self.final_errors: tuple[BaseException, ...] = ()
 
 
 async def attempt_run(life: Life, call: RunCall, number: int, step: Transaction | None, raw: Session) -> Any:
@@ -76,17 +66,23 @@ async def attempt_run(life: Life, call: RunCall, number: int, step: Transaction 
 
     Whatever is raised before the commit has rolled it back, and `call.committed` is False.
     """
-    raw.check_open()
-    table = call.table
-    before = live(current.get())
-    transaction = Transaction(raw.store if step is None else step.store, step, before, life)
+    # A step goes on with the store that it began with, also when its session has been restored meanwhile.
+    store, table = raw.store if step is None else step.store, call.table
+    if store.closed:
+        raw.check_open()
+        store.check_open()
+    before = current.get()
+    if before is not None:
+        before = live(before)
+    transaction = Transaction(store, step, before, life)
     transaction.counts = life.counts_steps
     current.set(transaction)
     context: SessionRunContext | None = None
+    values: HookValues | None = None
     try:
         try:
             if table.silent:
-                values = await _evaluate_alone(call, raw, transaction)
+                await _evaluate_alone(call, raw, transaction)
             else:
                 context = SessionRunContext(life, raw, call, number)
                 if call.options is None or call.options.timeout is None:
@@ -102,16 +98,18 @@ async def attempt_run(life: Life, call: RunCall, number: int, step: Transaction 
             raise
         call.committed = True
         if values is not None:
-            values.metadata.global_step = values.global_step = step_number
-            values.metadata.attempt = number
+            values.commit(step_number, number)
+        elif call.metadata is not None:
+            call.metadata.global_step, call.metadata.attempt = step_number, number
         if table.after_run:
-            assert context is not None and values is not None
-            for index, (place, hook, method) in enumerate(table.after_run):
-                context._hook = hook
+            assert context is not None
+            plain = SessionRunValues(None, None, call.metadata, step_number, number)
+            for place, _, method in table.after_run:
+                context._place = place
                 try:
-                    await method(context, values.of(place))
+                    await method(context, plain if values is None else values.of(place))
                 except BaseException as error:
-                    await _after_run_rest(life, context, values, table.after_run[index + 1 :], error)  # noqa: ASYNC102 - each hook is told in a shield, within the grace period (contract R4)
+                    await _after_run_rest(life, context, plain, values, error)  # noqa: ASYNC102 - each hook is told in a shield, within the grace period (contract R4)
                     raise
         return call.result
     finally:
@@ -121,7 +119,7 @@ async def attempt_run(life: Life, call: RunCall, number: int, step: Transaction 
             transaction.final_errors = ()
 
 
-async def _evaluate_alone(call: RunCall, raw: Session, transaction: Transaction) -> HookValues | None:
+async def _evaluate_alone(call: RunCall, raw: Session, transaction: Transaction) -> None:
     """The evaluation of a run that no hook takes part in."""
     request = raw.request_for(call.fetches, call.feeds)
     if call.options is None:
@@ -130,7 +128,6 @@ async def _evaluate_alone(call: RunCall, raw: Session, transaction: Transaction)
         with within(call.options):
             outputs = await raw.evaluate(request, transaction, call.options, call.metadata)
     call.result = request.result(outputs)
-    return None if call.metadata is None else HookValues(None, call.options, call.metadata)
 
 
 async def _evaluate_with_hooks(
@@ -139,22 +136,25 @@ async def _evaluate_with_hooks(
     transaction: Transaction,
     context: SessionRunContext,
     scope: CancelScope | None,
-) -> HookValues:
-    """Every before_run, one evaluation, every before_commit; `scope` has the deadline of the caller's options."""
+) -> HookValues | None:
+    """Every before_run, one evaluation, every before_commit; `scope` has the deadline of the caller's options.
+
+    None if no hook gets more than the others.
+    """
     table = call.table
     asked: list[tuple[int, SessionRunArgs]] | None = None
     for place, hook, method in table.before_run:
-        context._hook, context._told = hook, place
+        context._place = place
         args = await method(context)
         if args is not None:
             asked = asked or []
             asked.append((place, _checked_args(args, hook)))
-    context._told = len(table.hooks)
+    context._told_all = True
     if asked is None and call.options is None and not table.before_commit:
         request = raw.request_for(call.fetches, call.feeds)
         outputs = await evaluate(request.plan, list(request.fed), request.functions, transaction)
         call.result = request.result(outputs)
-        return HookValues(None, None, call.metadata)
+        return None
     return await _evaluate_for_all(call, raw, transaction, context, asked, scope)
 
 
@@ -180,15 +180,15 @@ async def _evaluate_for_all(
             check_options(args.options, None)
             options = args.options if options is None else merged(options, args.options)
     request = raw.request(fetches, feeds)
-    values = HookValues(None, options, call.metadata)
+    values = HookValues(options, call.metadata)
     if scope is not None:
         _extend(scope, call.options, options)
     with within(options if scope is None else None):
         outputs = await raw.evaluate(request, transaction, options, values.metadata)
         call.result, *results = request.results(outputs)
         values.results = dict(zip(askers, results, strict=True))
-        for place, hook, method in call.table.before_commit:
-            context._hook = hook
+        for place, _, method in call.table.before_commit:
+            context._place = place
             await method(context, values.of(place))
     return values
 
@@ -215,20 +215,23 @@ def _checked_args(args: object, hook: SessionRunHook) -> SessionRunArgs:
 async def _after_run_rest(
     life: Life,
     context: SessionRunContext,
-    values: HookValues,
-    rest: Sequence[tuple[int, SessionRunHook, Callable[..., Awaitable[Any]]]],
+    plain: SessionRunValues,
+    values: HookValues | None,
     first: BaseException,
 ) -> None:
-    """One hook has raised after the commit: tell the others all the same, shielded (contract R4, T7).
+    """One hook has raised after the commit: tell those after it all the same, shielded (contract R4, T7).
 
     Raises what is more urgent than `first`, if there is such.
     """
     errors = [first]
-    for place, hook, method in rest:
-        context._hook = hook
-        await _shielded(
-            life, f"after_run of {type(hook).__name__}", errors.append, method, context, values.of(place)
-        )
+    failed = context._place
+    for place, hook, method in context._call.table.after_run:
+        if place > failed:
+            context._place = place
+            given = plain if values is None else values.of(place)
+            await _shielded(
+                life, f"after_run of {type(hook).__name__}", errors.append, method, context, given
+            )
     final = most_urgent(errors, anyio.get_cancelled_exc_class(), "hooks failed in after_run")
     try:
         if final is not first:
@@ -254,10 +257,11 @@ async def _failed(
     if context is None:
         return
     raised = [error]
-    for at, hook, method in call.table.on_run_error:
-        if at > context._told:
+    last = len(call.table.hooks) if context._told_all else context._place
+    for place, hook, method in call.table.on_run_error:
+        if place > last:
             break
-        context._hook = hook
+        context._place = place
         name = f"on_run_error of {type(hook).__name__}"
         await _shielded(life, name, partial(_log_or_keep, name, raised), method, context, error)
     final = most_urgent(raised, anyio.get_cancelled_exc_class(), "hooks were told of the failure of a run")
@@ -302,23 +306,24 @@ class HookValues:
 
     __slots__ = ("_plain", "global_step", "metadata", "options", "results")
 
-    def __init__(
-        self, results: dict[int, Any] | None, options: RunOptions | None, metadata: RunMetadata | None
-    ) -> None:
-        self.results = results
+    def __init__(self, options: RunOptions | None, metadata: RunMetadata | None) -> None:
+        self.results: dict[int, Any] = {}
         self.options = options
         self.metadata = RunMetadata() if metadata is None else metadata
         self.global_step: int | None = None
-        self._plain: SessionRunValues | None = None
+        self._plain = SessionRunValues(None, options, self.metadata, None)
+
+    def commit(self, global_step: int | None, attempt: int) -> None:
+        """The run has committed."""
+        self.metadata.global_step = self.global_step = global_step
+        self.metadata.attempt = attempt
+        self._plain = SessionRunValues(None, self.options, self.metadata, global_step)
 
     def of(self, place: int) -> SessionRunValues:
         """What the hook at this place is given."""
-        if self.results is not None and place in self.results:
+        if place in self.results:
             return SessionRunValues(self.results[place], self.options, self.metadata, self.global_step)
-        plain = self._plain
-        if plain is None or plain.global_step != self.global_step:
-            plain = self._plain = SessionRunValues(None, self.options, self.metadata, self.global_step)
-        return plain
+        return self._plain
 
 
 def roll_back(life: Life, transaction: Transaction, error: BaseException, attempt: int, raw: Session) -> None:

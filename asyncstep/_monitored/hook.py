@@ -62,32 +62,46 @@ class SessionRunValues:
     Attributes:
         results: the values of the hook's own fetches, in the nesting that it asked for.
         options: the run's merged options, or None.
-        run_metadata: the run's metadata.
         global_step: that of this run's commit; None before the commit.
     """
 
-    __slots__ = ("global_step", "options", "results", "run_metadata")
+    __slots__ = ("_attempt", "_run_metadata", "global_step", "options", "results")
 
     def __init__(
-        self, results: Any, options: RunOptions | None, run_metadata: RunMetadata, global_step: int | None
+        self,
+        results: Any,
+        options: RunOptions | None,
+        run_metadata: RunMetadata | None,
+        global_step: int | None,
+        attempt: int = 1,
     ) -> None:
         self.results: Any = results
         self.options: RunOptions | None = options
-        self.run_metadata: RunMetadata = run_metadata
         self.global_step: int | None = global_step
+        self._run_metadata = run_metadata  # None: made when it is asked for
+        self._attempt = attempt
+
+    @property
+    def run_metadata(self) -> RunMetadata:
+        """The run's metadata."""
+        if self._run_metadata is None:
+            self._run_metadata = RunMetadata()
+            self._run_metadata.global_step = self.global_step
+            self._run_metadata.attempt = self._attempt
+        return self._run_metadata
 
 
 class SessionRunContext:
     """One attempt of one run, as hooks see it (TensorFlow: ``tf.train.SessionRunContext``)."""
 
-    __slots__ = ("_call", "_hook", "_life", "_session", "_told", "attempt", "worker")
+    __slots__ = ("_call", "_life", "_place", "_session", "_told_all", "attempt", "worker")
 
     def __init__(self, life: Life, session: Session, call: RunCall, attempt: int) -> None:
         self._life = life
         self._session = session
         self._call = call
-        self._hook: SessionRunHook | None = None  # the one that is being called
-        self._told = -1  # the place of the last one whose before_run was called
+        self._place = -1  # of the hook that is being called, in the table
+        self._told_all = False  # whether the before_run of every hook was called
         self.attempt: int = attempt
         self.worker: int = call.worker
 
@@ -110,7 +124,7 @@ class SessionRunContext:
 
     def request_stop(self, reason: str | None = None) -> None:
         """Ask the session to stop; this run goes on and commits (contract S4)."""
-        origin = type(self._hook).__name__ if self._hook is not None else "a hook"
+        origin = type(self._call.table.hooks[self._place]).__name__ if self._place >= 0 else "a hook"
         self._life.request_stop(StopKind.HOOK, reason, origin)
 
     def raise_stop(self) -> NoReturn:
