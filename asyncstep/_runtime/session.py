@@ -91,7 +91,7 @@ class Session:
         if graph is not None and not isinstance(graph, Graph):
             raise InvalidTypeError(f"graph must be a Graph, not {kind_of(graph)}")
         self._graph = graph or get_default_graph()
-        self._store = LocalStateStore()
+        self.store: LocalStateStore = LocalStateStore()
         self._opened = False
         self._plans: dict[Any, Plan] = {}
         self._requests: dict[Node[Any], Request] = {}
@@ -105,15 +105,15 @@ class Session:
     @property
     def intact(self) -> bool:
         """Whether the state is there: False once it is lost, or the session is closed."""
-        return not self._store.closed
+        return not self.store.closed
 
     async def __aenter__(self) -> Self:
         """Make the variables. Checkpoint: always."""
-        if self._opened or self._store.closed:
+        if self._opened or self.store.closed:
             raise SessionClosedError("a session is opened once; make a new one")
         await anyio.lowlevel.checkpoint()
         self._pace.start()
-        self._store.initialize(self._graph.variables.values())
+        self.store.initialize(self._graph.variables.values())
         self._opened = True
         return self
 
@@ -124,7 +124,7 @@ class Session:
 
     async def aclose(self) -> None:  # noqa: ASYNC910 - it waits if a source's closing does
         """Close the session and its sources; idempotent. Checkpoint: if a source's closing is one."""
-        await _close(self._store)
+        await _close(self.store)
 
     def source_state(self, source: Node[Any] | str) -> SourceState:
         """How far a source is: its low-water mark, what is pending, what is parked."""
@@ -136,7 +136,7 @@ class Session:
             raise NotFoundError(
                 f"{self._graph.described} has no source named {name!r}{close_matches(name, self._graph.sources)}"
             )
-        return self._store.reader(node).state()
+        return self.store.reader(node).state()
 
     def incarnation(self) -> Session:
         """The raw session itself; a monitored session has one after the other."""
@@ -149,7 +149,7 @@ class Session:
             SessionClosedError: the session is not open.
         """
         self.check_open()
-        return take(self._graph, self._store)
+        return take(self._graph, self.store)
 
     async def restore(self, snapshot: Snapshot, *, strict: bool = True) -> None:
         """Go back to a snapshot of a session of such a graph. Checkpoint: always.
@@ -167,14 +167,14 @@ class Session:
                 sources then are as they were.
         """
         self.check_open()
-        if in_step(self._store):
+        if in_step(self.store):
             raise FailedPreconditionError(
                 "a restore inside a step would take back the step itself; restore between two steps"
             )
         await anyio.lowlevel.checkpoint()
         self.check_open()
-        former = self._store
-        self._store = put_back(self._graph, former, snapshot, strict=strict)
+        former = self.store
+        self.store = put_back(self._graph, former, snapshot, strict=strict)
         former.superseded = True
         await _close(former)
 
@@ -238,20 +238,15 @@ class Session:
         """Whether it was opened, even if it is closed by now."""
         return self._opened
 
-    @property
-    def store(self) -> LocalStateStore:
-        """Where the values live."""
-        return self._store
-
     def check_open(self) -> None:
         """Raise SessionClosedError, saying whether it is not open yet or not any more."""
-        if self._opened and not self._store.closed:
+        if self._opened and not self.store.closed:
             return
-        if self._store.superseded:
+        if self.store.superseded:
             raise SupersededError(
                 "this raw session was replaced by a recovery; use ctx.session of the new attempt"
             )
-        if self._store.closed:
+        if self.store.closed:
             error = SessionClosedError("the session is closed")
         else:
             error = SessionClosedError("the session has not been opened; use `async with session:`")
@@ -260,8 +255,8 @@ class Session:
 
     def begin(self) -> Transaction:
         """The transaction of a raw run: part of the step that is running, if it is one of this session."""
-        parent = enclosing(self._store)
-        return Transaction(parent.store if parent else self._store, parent, live(current.get()))
+        parent = enclosing(self.store)
+        return Transaction(parent.store if parent else self.store, parent, live(current.get()))
 
     def request_for(self, fetches: Any, feeds: Any) -> Request:
         """The request of one asker."""
@@ -303,7 +298,7 @@ class Session:
 
     def _compiled(self, key: Any, leaves: tuple[Leaf, ...], fed: tuple[Node[Any], ...]) -> Plan:
         plan = Plan(leaves, fed)
-        self._store.initialize(self._graph.variables.values())  # those that were added since the opening
+        self.store.initialize(self._graph.variables.values())  # those that were added since the opening
         if len(self._plans) >= MOST_PLANS:
             del self._plans[next(iter(self._plans))]
         self._plans[key] = plan
