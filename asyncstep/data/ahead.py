@@ -53,20 +53,27 @@ class ReadAhead:
 
         Checkpoint: always.
         """
-        if self._running or await self._start(start_soon):
-            self._wanted = min(want, self._size)
+        stream = self._stream
+        # A thread that reads looks at `wanted` when it has read something: what it reads from now on it tells.
+        self._wanted = stream.wanted = min(want, self._size)
+        if stream.hand_over():
+            return
+        if self._running or self._start(start_soon):
             self._enough = enough = anyio.Event()
             self.taken()
             await enough.wait()
             if not self._cancelled:
                 return
             self._cancelled = False
-            if self._stream.needs_task:
+            if stream.needs_task:
                 raise FailedPreconditionError(
                     f"the task that reads ahead for the source {self._name!r} was cancelled with its task group;"
                     " the task group of a session has to stay open as long as the session"
                 )
-        await self._stream.pull(self._size)
+        try:
+            await stream.pull(self._size)
+        finally:
+            stream.wanted = 0
 
     def taken(self) -> None:
         """Items were taken from the queue: read on, if there is room for some."""
@@ -74,9 +81,9 @@ class ReadAhead:
             self._room.set()
             self._room = None
 
-    async def _start(self, start_soon: StartSoon | None) -> bool:
+    def _start(self, start_soon: StartSoon | None) -> bool:
         """Start the task; False if there can be none, and there need not be one."""
-        await self._stream.prepare()
+        self._stream.prepare()
         if start_soon is not None:
             self._scope, self._ended, self._cancelled = anyio.CancelScope(), anyio.Event(), False
             try:
@@ -113,6 +120,7 @@ class ReadAhead:
         turn = 0
         while not stream.over:
             while len(queue) < self._size and not (stream.over or stream.failed):
+                stream.wanted = 0 if self._enough is None else max(1, self._wanted - len(queue))
                 await stream.pull(self._size - len(queue))
                 if self._enough is not None and (len(queue) >= self._wanted or stream.over or stream.failed):
                     self._wake()
@@ -127,6 +135,7 @@ class ReadAhead:
         if self._enough is not None:
             self._enough.set()
             self._enough = None
+            self._stream.wanted = 0
 
     def stop(self) -> None:
         """Read no more; a step that still asks starts it again."""

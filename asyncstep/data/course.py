@@ -13,8 +13,6 @@ from asyncstep.data.stream import END_OF_DATA, END_OF_EPOCH, Entry
 from asyncstep.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
-    from collections.abc import MutableSequence
-
     from asyncstep.data.epochs import Epochs
     from asyncstep.data.positions import Positions
     from asyncstep.data.settings import Settings
@@ -35,7 +33,8 @@ class Course:
         epochs: what is known of their lengths.
 
     Attributes:
-        out: where entries are appended; an END mark comes with (epoch, number of its items).
+        out: entries to be taken from here; the mark of an epoch that has been read to its
+            end comes with (epoch, number of its items).
         epoch, target: the item that is wanted next, by its epoch and index.
         reading, index: the item that the iterator gives next.
         far: whether the iterator has much to give before the wanted item.
@@ -53,9 +52,8 @@ class Course:
         settings: Settings,
         finished: Positions,
         epochs: Epochs,
-        out: MutableSequence[Entry],
     ) -> None:
-        self.out = out
+        self.out: list[Entry] = []
         self.far: bool = False
         self.over: bool = False
         self._name = name
@@ -71,7 +69,7 @@ class Course:
         self._length = epochs.length(self.epoch)
         if self._repeat is not None and self.epoch >= self._repeat:
             self.over = True
-            out.append((END_OF_DATA, None))
+            self.out.append((END_OF_DATA, None))
         else:
             self._aim(finished.low - self._start)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
-from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio.lowlevel
@@ -12,8 +12,7 @@ from asyncstep.data.course import Course
 from asyncstep.data.epochs import Epochs
 from asyncstep.data.positions import Positions
 from asyncstep.data.snapshots import Snapshots
-from asyncstep.data.stream import END_OF_DATA, END_OF_EPOCH, FAILURE, LONGEST_READ, Entry, Stream
-from asyncstep.data.threads import ThreadWork
+from asyncstep.data.stream import FAILURE, Stream
 from asyncstep.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
@@ -38,68 +37,61 @@ class IterableStream(Stream):
     next item is wanted, and the items that were read are skipped.
 
     With `prefetch`, iterables that are not async are read by worker threads. While one works, it owns the
-    course, the open iterable and the lists `_read` and `_taken`; the event loop takes what is in those when
-    it is done, and a snapshot is made of nothing else.
+    course and the open iterable, and only appends to `_read` and `_taken`; a snapshot is made of nothing but
+    what the event loop has taken from these.
     """
 
     def __init__(self, opener: Opener, settings: Settings, name: str) -> None:
-        super().__init__()
+        super().__init__(in_thread=settings.prefetch > 0)
         self._opener = opener
         self._settings = settings
         self._name = name
-        self._thread = ThreadWork() if settings.prefetch else None
-        self._read: list[Entry] = []
-        self._taken: list[Snapshot] = []
+        self._taken: deque[Snapshot] = deque()
         self._epochs = Epochs()
         self._snapshots = Snapshots()
-        self._course = Course(name, settings, Positions(), Epochs(), self._read)
+        self._course = Course(name, settings, Positions(), Epochs())
         self._opened: Opened | None = None
         self._ended = False
         self._stale: list[Any] = []
         self._reading = False
-        self._cut = False
         self._closed = False
 
-    async def prepare(self) -> None:
-        if self._thread is not None:
-            await self._thread.idle()
-        self._place()
-
-    @property
-    def needs_task(self) -> bool:
-        return self._opened is not None and self._opened.is_async
+    def prepare(self) -> None:
+        if self._thread is None or not self._thread.busy:
+            self._place()
 
     def read_now(self, want: int) -> bool:
         if self._thread is not None or self._stale:
             return False
-        if not self._read:
-            try:
+        try:
+            if not self._read:
                 self._place()
                 if self.needs_task:
                     return False
                 self._read_on(want, READ_AT_ONCE)
-            except Exception as error:
-                self._read.append((FAILURE, error))
-        return self._hand_over()
+        except Exception as error:
+            self._read.append((FAILURE, error))
+        return self.hand_over()
 
     async def pull(self, want: int) -> None:
         self._reading = True
-        self._cut = False
         try:
             await self._pull(want)
         except Exception as error:
             self._read.append((FAILURE, error))
         finally:
             self._reading = False
-        self._hand_over()
+        self.hand_over()
         if self._closed:
             await self.aclose()
 
     async def _pull(self, want: int) -> None:
-        if self._thread is not None:
-            await self._thread.idle()
         if self._read:
             return
+        if self._thread is not None and self._thread.busy:
+            await self._thread.wait(lambda: bool(self._read))
+            return
+        self._cut = self._closed
         await self._close_stale()
         self._place()
         if self.needs_task:
@@ -110,21 +102,15 @@ class IterableStream(Stream):
             self._read_on(want, READ_AT_ONCE)
             await anyio.lowlevel.checkpoint()
 
-    def _hand_over(self) -> bool:
-        """Put what was read into the queue; False if there is nothing."""
-        for snapshot in self._taken:
-            self._snapshots.add(snapshot)
-        self._taken.clear()
-        if not self._read:
-            return False
-        mark, value = self._read[-1]  # an epoch whose end was not known before ends what is read at a time
-        if mark in (END_OF_EPOCH, END_OF_DATA) and value is not None and value[0] == self._epochs.epoch:
+    def hand_over(self) -> bool:
+        while self._taken:
+            self._snapshots.add(self._taken.popleft())
+        return super().hand_over()
+
+    def _pass(self, mark: int, value: Any) -> None:
+        super()._pass(mark, value)
+        if mark != FAILURE and value is not None and value[0] == self._epochs.epoch:
             self._epochs.end(value[1])
-        self.failed: bool = mark == FAILURE
-        self.over: bool = mark == END_OF_DATA
-        self.queue.extend(self._read)
-        self._read.clear()
-        return True
 
     def _place(self) -> None:
         """Have something open that stands at the wanted item, or before it."""
@@ -142,6 +128,8 @@ class IterableStream(Stream):
         elif self._ended:
             self._opened = opener.follow(course.reading)
         self._ended = False
+        if self._opened is not None:
+            self.needs_task: bool = self._opened.is_async
 
     # Reading: in the event loop, or in a worker thread.
 
@@ -152,38 +140,34 @@ class IterableStream(Stream):
             self._read.append((FAILURE, error))
 
     def _read_on(self, want: int, reads: int | None) -> None:
-        """Read until there are so many entries; or `reads` items, or, if that is None, for some time."""
-        course, opened, read = self._course, self._opened, self._read
-        if opened is None or read:
+        """Read so many entries; or `reads` items at most, if that is not None."""
+        opened = self._opened
+        if opened is None:
+            self._publish()  # nothing is wanted
             return
-        deadline = monotonic() + LONGEST_READ
         try:
             iterator = cast("Iterator[Any]", opened.iterator or self._begin(opened))
-            while True:
+            while not (self._cut or self._course.far):
                 item = next(iterator, _END)
                 if item is _END:
                     self._end()
                     return
-                course.accept(item)
-                if opened.state is not None and course.index % SNAPSHOT_EVERY == 1:
-                    self._taken.append(opened.snapshot(course.reading, course.index))
-                if len(read) >= want or course.far or self._cut:
-                    return
-                if reads is None:
-                    if monotonic() >= deadline:
-                        return
-                else:
+                want -= self._accept(item, opened)
+                if reads is not None:
                     reads -= 1
-                    if not reads:
-                        return
+                if want <= 0 or reads == 0:
+                    return
+                self._tell()
         except BaseException as error:
             self._failed(error)
             raise
 
     async def _read_on_async(self) -> None:
         """Read until there is an entry."""
-        course, opened, read = self._course, self._opened, self._read
-        assert opened is not None
+        opened = self._opened
+        if opened is None:
+            self._publish()  # nothing is wanted
+            return
         try:
             iterator = cast("AsyncIterator[Any]", opened.iterator or self._begin(opened))
             for _ in range(READ_AT_ONCE):
@@ -191,15 +175,29 @@ class IterableStream(Stream):
                 if item is _END:
                     self._end()
                     return
-                course.accept(item)
-                if opened.state is not None and course.index % SNAPSHOT_EVERY == 1:
-                    self._taken.append(opened.snapshot(course.reading, course.index))
-                if read or course.far:
+                if self._accept(item, opened) or self._course.far:
                     return
         except BaseException as error:
             self._failed(error)
             raise
         await anyio.lowlevel.checkpoint()
+
+    def _accept(self, item: Any, opened: Opened) -> int:
+        """The iterator has given an item; return how many entries there are for that."""
+        course = self._course
+        course.accept(item)
+        if opened.state is not None and course.index % SNAPSHOT_EVERY == 1:
+            self._taken.append(opened.snapshot(course.reading, course.index))
+        return self._publish()
+
+    def _publish(self) -> int:
+        """Let what the course gives be taken; return how many entries that are."""
+        out = self._course.out
+        found = len(out)
+        if found:
+            self._read.extend(out)
+            out.clear()
+        return found
 
     def _begin(self, opened: Opened) -> Iterator[Any] | AsyncIterator[Any]:
         iterator = opened.begin()
@@ -210,6 +208,7 @@ class IterableStream(Stream):
         """The iterator has given all of its items."""
         self._course.end()
         self._opened, self._ended = None, True
+        self._publish()
 
     def _failed(self, error: BaseException) -> None:
         """Open anew what cannot go on after an error: a generator is finished by whatever it raises."""
@@ -233,17 +232,13 @@ class IterableStream(Stream):
             else:
                 generator.close()
 
-    def stop(self) -> None:
-        self._cut = True
-
     async def aclose(self) -> None:
         """Close a generator that is open; one that somebody waits for is closed when the wait is over."""
         self._closed = True
         self.stop()
         if self._reading:
             return
-        if self._thread is not None:
-            await self._thread.idle()
+        await super().aclose()
         self._discard()
         await self._close_stale()
 
@@ -267,5 +262,4 @@ class IterableStream(Stream):
             )
         self._epochs = Epochs(**state["epochs"])
         self._snapshots = Snapshots(state["snapshots"])
-        self._read.clear()
-        self._course = Course(self._name, self._settings, finished, Epochs(**state["epochs"]), self._read)
+        self._course = Course(self._name, self._settings, finished, Epochs(**state["epochs"]))

@@ -203,6 +203,7 @@ class Reader:
         if self._ahead is not None:
             await self._ahead.wait_stopped()
         await self._stream.aclose()
+        self._stream.hand_over()
         queue = self._stream.queue
         if queue and queue[-1][0] == FAILURE:
             logger.error("reading ahead for the source %r failed", self._name, exc_info=queue.pop()[1])

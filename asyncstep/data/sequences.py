@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncstep.data.order import SequenceOrder
 from asyncstep.data.positions import Positions
-from asyncstep.data.stream import END_OF_DATA, END_OF_EPOCH, LONGEST_READ, Entry, Stream
-from asyncstep.data.threads import ThreadWork
+from asyncstep.data.stream import END_OF_DATA, END_OF_EPOCH, Entry, Stream
 from asyncstep.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
@@ -33,7 +31,7 @@ class SequenceStream(Stream):
     """
 
     def __init__(self, items: Indexed, settings: Settings, name: str) -> None:
-        super().__init__()
+        super().__init__(in_thread=settings.prefetch > 0)
         self._items = items
         self._name = name
         self._length = len(items)
@@ -46,9 +44,8 @@ class SequenceStream(Stream):
         self._end = None if repeat is None else repeat * self._order.size
 
     def read_now(self, want: int) -> bool:
-        self.queue.extend(self._next(want))
-        self.over: bool = self._planned_all
-        return True
+        self._read.extend(self._next(want))
+        return self.hand_over()
 
     async def pull(self, want: int) -> None:
         self.read_now(want)
@@ -96,34 +93,31 @@ class SequenceAhead(SequenceStream):
 
     def __init__(self, items: Indexed, settings: Settings, name: str) -> None:
         super().__init__(items, settings, name)
-        self._thread = ThreadWork()
         self._planned: deque[Entry] = deque()
-        self._loaded: list[Entry] = []  # the thread's, while it works
-        self._cut = False
 
     def read_now(self, want: int) -> bool:
         return False
 
     async def pull(self, want: int) -> None:
-        self._cut = False
-        await self._thread.idle()
-        if not self._loaded:
+        assert self._thread is not None
+        if self._thread.busy and not self._read:
+            await self._thread.wait(lambda: bool(self._read))
+        elif not self._read:
+            self._cut = False
             if not self._planned:
                 self._planned.extend(self._next(want))
             await self._thread.run(self._load_planned)
-        self.queue.extend(self._loaded)
-        self._loaded.clear()
-        self.over: bool = self._planned_all and not self._planned
+        self.hand_over()
 
     def _load_planned(self) -> None:
-        planned, loaded = self._planned, self._loaded
-        deadline = monotonic() + LONGEST_READ
+        planned, read = self._planned, self._read
         while planned and not self._cut:
             position, index = planned[0]
-            loaded.append((position, self._loaded_item(index) if position >= 0 else None))
+            entry = (position, self._loaded_item(index) if position >= 0 else None)
             planned.popleft()
-            if monotonic() >= deadline:
-                return
+            read.append(entry)
+            if planned:
+                self._tell()
 
     def _loaded_item(self, index: int) -> Any:
         try:
@@ -138,6 +132,7 @@ class SequenceAhead(SequenceStream):
         return list(read)
 
     async def load_again(self, read: list[Any]) -> list[Any]:
+        assert self._thread is not None
         await self._thread.run(lambda: self._load_missing(read))
         return self.load(read)
 
@@ -145,13 +140,6 @@ class SequenceAhead(SequenceStream):
         for place, item in enumerate(read):
             if isinstance(item, _Unloaded):
                 read[place] = self._loaded_item(item.index)
-
-    def stop(self) -> None:
-        self._cut = True
-
-    async def aclose(self) -> None:
-        self.stop()
-        await self._thread.idle()
 
 
 class _Unloaded:

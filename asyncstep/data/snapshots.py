@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 MOST = 16
 
@@ -35,7 +35,7 @@ class Snapshots:
 
     __slots__ = ("_kept",)
 
-    def __init__(self, kept: Iterable[tuple[int, int, Any]] = ()) -> None:
+    def __init__(self, kept: Iterable[Sequence[Any]] = ()) -> None:
         self._kept = [Snapshot(*each) for each in kept]
 
     def add(self, snapshot: Snapshot) -> None:

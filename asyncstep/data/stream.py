@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from asyncstep.data.threads import ThreadWork
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -18,9 +20,6 @@ END_OF_EPOCH = -1
 END_OF_DATA = -2
 FAILURE = -3  # with the error
 
-LONGEST_READ = 0.002
-"""Seconds that a worker thread reads on before it hands over what it has."""
-
 
 class Stream(ABC):
     """What has been read of a source and was not given to a step yet; and how more is read.
@@ -32,21 +31,46 @@ class Stream(ABC):
         queue: entries, in order. At the end of the data the last one is END_OF_DATA, and stays.
         over: whether that has been reached.
         failed: whether the last entry is an error, so that nothing may be read before it has been raised.
+        needs_task: whether only a task in the event loop can read ahead; known once the stream is prepared.
+        wanted: how many entries somebody waits for, while a thread reads.
     """
 
-    over = False
-    failed = False
+    over: bool = False
+    failed: bool = False
+    needs_task: bool = False
+    wanted: int = 0
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_thread: bool) -> None:
         self.queue: deque[Entry] = deque()
+        # A thread that reads appends to this while the event loop takes from it: a deque allows that.
+        self._read: deque[Entry] = deque()
+        self._thread = ThreadWork() if in_thread else None
+        self._cut = False
 
-    async def prepare(self) -> None:
+    def hand_over(self) -> bool:
+        """Put what has been read into the queue; False if that is nothing."""
+        read, queue = self._read, self.queue
+        found = bool(read)
+        while read:
+            entry = read.popleft()
+            queue.append(entry)
+            if entry[0] < 0:
+                self._pass(*entry)
+        return found
+
+    def _pass(self, mark: int, value: Any) -> None:
+        """A mark is handed over."""
+        self.failed = mark == FAILURE
+        self.over = mark == END_OF_DATA
+
+    def _tell(self) -> None:
+        """In a thread: something has been read; nobody knows when there will be more, so who waits gets it now."""
+        if self.wanted and len(self._read) >= self.wanted:
+            assert self._thread is not None
+            self._thread.let_go()
+
+    def prepare(self) -> None:
         """Find out what kind of items there are, if need be by opening them; nothing is read."""
-
-    @property
-    def needs_task(self) -> bool:
-        """Whether items can be read ahead only by a task in the event loop; known once it is prepared."""
-        return False
 
     @abstractmethod
     def read_now(self, want: int) -> bool:
@@ -54,14 +78,14 @@ class Stream(ABC):
 
     @abstractmethod
     async def pull(self, want: int) -> None:
-        """Read on; add an entry or several, or none yet. Checkpoint: if the items make it wait."""
+        """Read on, up to so many items; it may be none yet. Checkpoint: if the items make it wait."""
 
     def load(self, read: Sequence[Any]) -> list[Any]:
         """The items, of what the queue has in their places."""
         return list(read)
 
     async def load_again(self, read: list[Any]) -> list[Any]:
-        """The items, the second time, where loading them for the first time has failed."""
+        """The items, where loading them has failed before."""
         return self.load(read)
 
     @abstractmethod
@@ -78,6 +102,10 @@ class Stream(ABC):
 
     def stop(self) -> None:
         """End a read that is under way in another thread as soon as it has an item."""
+        self._cut = True
 
     async def aclose(self) -> None:
         """Close what is open. Checkpoint: if that is one."""
+        self.stop()
+        if self._thread is not None:
+            await self._thread.idle()

@@ -17,42 +17,67 @@ class ThreadWork:
     """Calls functions in worker threads, never two at a time.
 
     A thread cannot be cancelled, and a native cancel pierces every shield. So a call goes on when the task
-    that waits for it is cancelled; the next call begins when it is over.
+    that waits for it is cancelled, or let go; the next call begins when it is over.
     """
 
     def __init__(self) -> None:
         self._lock = anyio.Lock(fast_acquire=True)
-        self._left: _Call | None = None
+        self._call: _Call | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is not over."""
+        return self._call is not None and not self._call.ended.is_set()
 
     async def run(self, function: Callable[[], None]) -> None:
-        """Call `function`, which has to keep its results and its errors itself. Checkpoint: always."""
+        """Call `function`, which has to keep its results and its errors itself.
+
+        Returns when it is over, or calls `let_go`. Checkpoint: always.
+        """
         async with self._lock:
             await self.idle()
-            call = _Call(function)
+            self._call = call = _Call(function)
             try:
-                await anyio.to_thread.run_sync(call, abandon_on_cancel=True)
-            except BaseException:
+                with call.scope:
+                    await anyio.to_thread.run_sync(call, abandon_on_cancel=True)
+            finally:
                 call.leave()
-                self._left = call
-                raise
+
+    async def wait(self, for_nothing: Callable[[], bool]) -> None:
+        """Wait until the call that is under way is over, or calls `let_go`. Checkpoint: if it waits.
+
+        Args:
+            for_nothing: whether there is nothing to wait for any more. It is asked when `let_go` is heard
+                already: so what the call does before it calls that is not missed.
+        """
+        if self._call is not None:
+            await self._call.wait(for_nothing)
 
     async def idle(self) -> None:
-        """Wait for the end of a call that nobody waits for any more. Checkpoint: if there is one."""
-        if self._left is not None:
-            await self._left.over_event.wait()
-            self._left = None
+        """Wait until no call is under way. Checkpoint: if there is one."""
+        if self.busy:
+            assert self._call is not None
+            await self._call.ended.wait()
+
+    def let_go(self) -> None:
+        """In the call: let the task that waits for it go on."""
+        assert self._call is not None
+        self._call.let_go()
 
 
 class _Call:
-    """A call that tells the event loop when it is over, if the task that waited for it has gone."""
+    """A call in a worker thread, which outlives the task that made it."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self.function = function
-        self.over_event = anyio.Event()
+        self.scope: anyio.CancelScope = anyio.CancelScope()  # in which the task that made the call waits
+        self.ended = anyio.Event()
         self.changing = threading.Lock()
         self.begun = False
         self.over = False
         self.left = False
+        self.awaited = True  # somebody waits, and has not been let go
+        self.go_on: anyio.Event | None = None
 
     def __call__(self) -> None:
         with self.changing:
@@ -66,14 +91,44 @@ class _Call:
                 self.over = True
                 tell = self.left
             if tell:
-                try:
-                    anyio.from_thread.run_sync(self.over_event.set)
-                except RuntimeError:
-                    pass  # the event loop has ended, so nobody waits
+                _in_event_loop(self._end)
 
     def leave(self) -> None:
-        """The task that waited for it has gone."""
+        """In the event loop: the task that made the call waits for it no more."""
         with self.changing:
             self.left = True
-            if self.over or not self.begun:
-                self.over_event.set()
+            ended = self.over or not self.begun
+        if ended:
+            self._end()
+
+    async def wait(self, for_nothing: Callable[[], bool]) -> None:
+        """In the event loop: wait for its end, or to be let go."""
+        if not self.ended.is_set():
+            self.go_on = go_on = self.go_on or anyio.Event()
+            self.awaited = True
+            if not for_nothing():
+                await go_on.wait()
+
+    def let_go(self) -> None:
+        """In the thread: let those that wait go on, if anybody waits."""
+        if self.awaited:
+            self.awaited = False
+            _in_event_loop(self._go_on)
+
+    def _end(self) -> None:
+        self.ended.set()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if not self.left:
+            self.scope.cancel()
+        if self.go_on is not None:
+            self.go_on.set()
+            self.go_on = None
+
+
+def _in_event_loop(function: Callable[[], None]) -> None:
+    try:
+        anyio.from_thread.run_sync(function)
+    except RuntimeError:
+        pass  # the event loop has ended, so nobody waits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -279,7 +280,8 @@ class Life:
 
     def save(self) -> None:
         """Make a checkpoint."""
-        self.saved = (self.session.store.source_states(), self.model.finished.copy())
+        states = json.loads(json.dumps(self.session.store.source_states()))
+        self.saved = (states, self.model.finished.copy())
 
     async def restore(self, in_a_new_process: bool) -> None:
         """The session is lost, and another one begins at the checkpoint."""
