@@ -38,6 +38,8 @@ class Course:
         epoch, target: the item that is wanted next, by its epoch and index.
         reading, index: the item that the iterator gives next.
         far: whether the iterator has much to give before the wanted item.
+        doubtful: whether an iterator that began at the wanted item gave nothing: so the epoch ends there, or
+            has become so short that the iterator was opened behind its end.
         over: whether all has been given.
     """
 
@@ -56,6 +58,8 @@ class Course:
         self.out: list[Entry] = []
         self.far: bool = False
         self.over: bool = False
+        self.doubtful: bool = False
+        self._began = 0
         self._name = name
         self._repeat = settings.repeat
         self._shard = settings.shard
@@ -73,10 +77,16 @@ class Course:
         else:
             self._aim(finished.low - self._start)
 
+    @property
+    def proof(self) -> int:
+        """The item that is read again, to see that the epoch is not shorter than it was; see `proof`."""
+        return proof(self._number, self._shard)
+
     def opened(self, epoch: int, index: int) -> None:
         """An iterator stands before this item."""
-        self.reading, self.index = epoch, index
-        self.far = False
+        self.reading = epoch
+        self.index = self._began = index
+        self.far = self.doubtful = False
         self._look()
 
     def accept(self, item: Any) -> None:
@@ -85,20 +95,29 @@ class Course:
             self._keep(item)
         self.index += 1
 
-    def end(self) -> None:
-        """The iterator has given all items of its epoch."""
+    def end(self) -> bool:
+        """The iterator has given all items of its epoch; False if it is `doubtful` whether it was in the epoch."""
         if self.reading < self.epoch:
-            self.reading, self.index = self.reading + 1, 0
+            self._follow()
             self._look()
-            return
+            return True
+        if self.proof < self._began == self.index:
+            self.doubtful = True
+            return False
         length = shard_size(self.index, self._shard)
         self._check(length)
         if self._window:
             self._give_window()
-        self.reading, self.index = self.reading + 1, 0
+        self._follow()
         self._leave(length)
         if not self.over:
             self._aim(0)
+        return True
+
+    def _follow(self) -> None:
+        """The iterator of the next epoch is next."""
+        self.reading += 1
+        self.index = self._began = 0
 
     def _keep(self, item: Any) -> None:
         """The item at the target: give it, or put it into the window."""
@@ -141,7 +160,10 @@ class Course:
             if self._length is None or position < self._start + self._length:
                 number = position - self._start
                 break
-            self._leave(self._length)  # its rest is finished
+            if number:  # its rest is finished: read on, to see that it has not changed
+                number = self._length
+                break
+            self._leave(self._length)
             if self.over:
                 return
             number = 0
@@ -171,7 +193,7 @@ class Course:
         elif length < self._number or (
             self._finished is not None and self._start + length < self._finished.end
         ):
-            raise self._changed(f"only {length}")
+            raise self._changed(f"{'only' if self.index > self._began else 'at most'} {length}")
 
     def _changed(self, found: str) -> FailedPreconditionError:
         known = self._length
@@ -183,3 +205,13 @@ class Course:
             f" has {found}, so the positions that are saved mean other items. Give it the items that it had, or"
             " another name to begin at its first item"
         )
+
+
+def proof(number: int, shard: tuple[int, int]) -> int:
+    """The index of the item before that of a number, or of that itself if it is the first.
+
+    An iterator that begins behind the end of its epoch gives nothing, as one does that begins at the end. So
+    reading is begun no later than here where that costs nothing; the item must be there still.
+    """
+    first, count = shard
+    return max(number - 1, 0) * count + first

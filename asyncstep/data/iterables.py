@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import anyio.lowlevel
 
-from asyncstep.data.course import Course
+from asyncstep.data.course import Course, proof
 from asyncstep.data.epochs import Epochs
 from asyncstep.data.positions import Positions
 from asyncstep.data.snapshots import Snapshots
@@ -119,12 +119,13 @@ class IterableStream(Stream):
             opener.check(self)
         if course.over or (self._opened is not None and not course.far):
             return
-        nearest = opener.nearest(course.epoch, course.target, self._snapshots)
+        index = course.target if opener.starts and not course.doubtful else course.proof
+        nearest = opener.nearest(course.epoch, index, self._snapshots)
         goes_on = (self._opened is not None or self._ended) and nearest <= (course.reading, course.index)
         course.far = False
         if not goes_on:
             self._discard()
-            self._opened = opener.open(self, course.epoch, course.target, self._snapshots)
+            self._opened = opener.open(self, course.epoch, index, self._snapshots)
         elif self._ended:
             self._opened = opener.follow(course.reading)
         self._ended = False
@@ -206,8 +207,8 @@ class IterableStream(Stream):
 
     def _end(self) -> None:
         """The iterator has given all of its items."""
-        self._course.end()
-        self._opened, self._ended = None, True
+        self._ended = self._course.end()
+        self._opened = None
         self._publish()
 
     def _failed(self, error: BaseException) -> None:
@@ -247,11 +248,11 @@ class IterableStream(Stream):
     def snapshot(self, low: int) -> dict[str, Any]:
         self._epochs.forget(low)
         epoch, start = self._epochs.find(low)
-        windows, (first, count) = self._settings.windows(None), self._settings.shard
+        windows = self._settings.windows(None)
         number = low - start
         if windows is not None:
             number -= number % windows.size
-        self._snapshots.forget(epoch, number * count + first)
+        self._snapshots.forget(epoch, proof(number, self._settings.shard))
         return {"epochs": self._epochs.state(), "snapshots": self._snapshots.state()}
 
     def restore(self, state: dict[str, Any], finished: Positions) -> None:

@@ -96,20 +96,23 @@ class Opener:
       where it stands, or from a state that it had;
     - a function, or a plain iterable, that gives an iterator from the first item, whose state, if it has
       one, leads to other items of the same epoch.
+
+    Attributes:
+        starts: whether it is of the first kind.
     """
 
     def __init__(self, items: Any, name: str) -> None:
         self._items = items
         self._name = name
         self._function: Callable[..., Any] | None = items if callable(items) else None
-        self._starts = self._function is not None and takes_start(self._function)
+        self.starts: bool = self._function is not None and takes_start(self._function)
         self._shared = self._function is None and state_methods(items) is not None
         self._first: Any = _NOTHING
         self._user: object = None
 
     def nearest(self, epoch: int, index: int, snapshots: Snapshots) -> tuple[int, int]:
         """The item before which an iterable would be opened for a wanted one."""
-        if self._starts:
+        if self.starts:
             return epoch, index
         snapshot = snapshots.nearest(epoch, index)
         if snapshot is not None and (self._shared or snapshot.epoch == epoch):
@@ -119,7 +122,7 @@ class Opener:
     def open(self, user: object, epoch: int, index: int, snapshots: Snapshots) -> Opened:
         """An iterable at the `nearest` item. Of a shared object, whoever used it before can do so no longer."""
         place = self.nearest(epoch, index, snapshots)
-        if self._starts:
+        if self.starts:
             return Opened(self._called(index), *place)
         snapshot = snapshots.nearest(*place)
         state = snapshot.state if snapshot is not None and snapshot.place == place else _NOTHING
@@ -156,7 +159,7 @@ class Opener:
     def _called(self, start: int) -> Any:
         if self._function is None:
             return self._items
-        items = self._function(start=start) if self._starts else self._function()
+        items = self._function(start=start) if self.starts else self._function()
         if isinstance(items, AsyncIterable | Iterable):
             return items
         if inspect.iscoroutine(items):

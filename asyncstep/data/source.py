@@ -90,6 +90,8 @@ def source(
     step is cancelled or retried (contract D1). After the last item the step's run ends with
     OutOfRangeError, which ends the session cleanly (contract S7). A checkpoint keeps positions, never
     items: after a restore, what was not done is given first, and the order is the same (contract D2, D3).
+    So the items have to be the same, too: a step that finds that there are more or fewer of them in an epoch
+    than there were raises FailedPreconditionError.
 
     Args:
         items: where they come from, one of
@@ -99,7 +101,7 @@ def source(
               item, or an iterable that can be gone through again. After a restore the items that are done
               are skipped by reading them; without a `prefetch` that, too, is in the event loop;
             - such a function with a parameter named `start`: the number of items of the epoch to leave
-              out, so that nothing is skipped by reading;
+              out, so that nothing is skipped by reading. It gives nothing if there are no more;
             - an iterable, or one whose iterators, have ``state_dict()`` and ``load_state_dict()`` (torchdata)
               or ``get_state()`` and ``set_state()`` (grain): a checkpoint keeps a state of it, too, and a
               restore reads no more than a few items again. Such an object, unlike one that a function

@@ -394,6 +394,103 @@ async def test_an_iterable_that_ends_before_what_is_done_is_refused() -> None:
             await session.run(changed)
 
 
+def of_length_from_start(length: int) -> Callable[[int], Iterator[int]]:
+    """One that can begin at any item; behind its end it gives nothing."""
+    return lambda start: iter(range(start, length))
+
+
+def loader_of_length(length: int) -> Loader:
+    """One with a state, which it takes whatever its length is."""
+    return Loader(length)
+
+
+of_any_kind = pytest.mark.parametrize(
+    "kind",
+    [of_length, lambda length: lambda: of_length_async(length), of_length_from_start, loader_of_length],
+    ids=["iterable", "async iterable", "function of start", "loader"],
+)
+
+
+@pytest.mark.parametrize("length", [20, 39, 41])
+@pytest.mark.parametrize("options", [{}, {"shuffle": 7}, {"batch": 3}])
+@of_any_kind
+async def test_a_change_of_length_is_seen_where_the_rest_of_an_epoch_is_done(
+    kind: Callable[[int], Any], options: dict[str, Any], length: int
+) -> None:
+    """D3: an epoch of which something is given again is read to its end, to see that this is where it was."""
+    first = numbers(kind(40), repeat=3, **options)
+    async with restored(first) as session:
+        await some(session, first, 2)
+        await fail(session, first)
+        await some(session, first, 40 // options.get("batch", 1))
+        states = saved(session)
+    same = numbers(kind(40), repeat=3, **options)
+    async with restored(same, states) as session:
+        assert session.source_state(same).position == 2 * options.get("batch", 1)
+        await rest(session, same)
+        assert session.source_state(same).position == 120
+    changed = numbers(kind(length), repeat=3, **options)
+    async with restored(changed, states) as session:
+        for _ in range(2):
+            with pytest.raises(
+                FailedPreconditionError, match=r"'numbers' have changed: epoch \d had .*40 items"
+            ):
+                await rest(session, changed)
+
+
+@pytest.mark.parametrize("length", [1, 9, 16])
+@of_any_kind
+async def test_an_iterable_that_begins_past_its_end_is_refused(
+    kind: Callable[[int], Any], length: int
+) -> None:
+    """D3: what gives nothing behind the items that are done must have those; it is not taken for the end."""
+    first = numbers(kind(40))
+    async with restored(first) as session:
+        await some(session, first, 17)
+        states = saved(session)
+    changed = numbers(kind(length))
+    async with restored(changed, states) as session:
+        for _ in range(2):
+            with pytest.raises(FailedPreconditionError, match=r"at least 17 items .* (only|at most) \d+"):
+                await session.run(changed)
+
+
+@pytest.mark.parametrize("shard", [None, (0, 3), (1, 3), (2, 3)])
+@pytest.mark.parametrize("length", [17, 33])
+@of_any_kind
+async def test_an_iterable_that_is_as_long_as_what_is_done_has_ended(
+    kind: Callable[[int], Any], length: int, shard: tuple[int, int] | None
+) -> None:
+    """D3, D5: where all is done, but nobody has met the end yet, the next life meets it."""
+    first = numbers(kind(length), shard=shard)
+    index, count = shard or (0, 1)
+    async with restored(first) as session:
+        await some(session, first, len(range(index, length, count)))
+        states = saved(session)
+    again = numbers(kind(length), shard=shard)
+    async with restored(again, states) as session:
+        assert await rest(session, again) == []
+
+
+async def test_a_function_of_start_that_gives_nothing_is_asked_for_the_item_before() -> None:
+    """D3: only then is it seen whether the items end there, or have become fewer."""
+    asked: list[int] = []
+
+    def read(start: int) -> Iterator[int]:
+        asked.append(start)
+        return iter(range(start, 12))
+
+    first = numbers(read)
+    async with restored(first) as session:
+        await some(session, first, 12)
+        states = saved(session)
+    asked.clear()
+    again = numbers(read)
+    async with restored(again, states) as session:
+        assert await rest(session, again) == []
+    assert asked == [12, 11]
+
+
 async def test_a_sequence_cannot_become_an_iterable_nor_the_reverse() -> None:
     """D3: what a state says of a sequence says nothing of an iterable; the error says which it was."""
     for before, now, message in (
