@@ -12,7 +12,7 @@ from asyncstep.data.course import Course, proof
 from asyncstep.data.epochs import Epochs
 from asyncstep.data.positions import Positions
 from asyncstep.data.snapshots import Snapshots
-from asyncstep.data.stream import FAILURE, Stream
+from asyncstep.data.stream import FAILURE, Place, Stream
 from asyncstep.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
@@ -34,7 +34,10 @@ class IterableStream(Stream):
     """The items of what an opener opens.
 
     An iterator that raises, or a generator that is cancelled while it is asked, is opened again when the
-    next item is wanted, and the items that were read are skipped.
+    next item is wanted, and the items that were read are skipped. But one that raises at an item again
+    where a step has failed for good before is opened no more: nobody can get past that item, and to read up
+    to it again and again for whoever asks would be to loop on a poison item (contract D1). Errors that
+    steps are retried on do not count, however often they come.
 
     With `prefetch`, iterables that are not async are read by worker threads. While one works, it owns the
     course and the open iterable, and only appends to `_read` and `_taken`; a snapshot is made of nothing but
@@ -53,6 +56,8 @@ class IterableStream(Stream):
         self._opened: Opened | None = None
         self._ended = False
         self._stale: list[Any] = []
+        self._given_up: Place | None = None
+        self._poison: str | None = None
         self._reading = False
         self._closed = False
 
@@ -114,6 +119,8 @@ class IterableStream(Stream):
 
     def _place(self) -> None:
         """Have something open that stands at the wanted item, or before it."""
+        if self._poison is not None:
+            raise FailedPreconditionError(self._poison)
         course, opener = self._course, self._opener
         if self._opened is not None or self._ended:
             opener.check(self)
@@ -214,8 +221,24 @@ class IterableStream(Stream):
     def _failed(self, error: BaseException) -> None:
         """Open anew what cannot go on after an error: a generator is finished by whatever it raises."""
         assert self._opened is not None
+        if isinstance(error, Exception):
+            self._note_failure(error)
         if isinstance(error, Exception) or isinstance(self._opened.iterator, AsyncGenerator | Generator):
             self._discard()
+
+    def _note_failure(self, error: Exception) -> None:
+        place = self._course.reading, self._course.index
+        self.failed_at: Place | None = place
+        if place == self._given_up:
+            self._poison = (
+                f"the source {self._name!r} is read no further: its items have failed at the same place again, after"
+                f" {place[1]} items of epoch {place[0]}, by {error!r}. Mend them, and open a new session; errors"
+                " that may pass can be retried, by Recovery(on=...)"
+            )
+        self._given_up = None
+
+    def give_up(self, place: Place) -> None:
+        self._given_up = place
 
     # Closing.
 

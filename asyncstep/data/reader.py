@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from asyncstep._runtime.state import LocalStateStore
     from asyncstep._runtime.transaction import Transaction
     from asyncstep.data.settings import Settings
-    from asyncstep.data.stream import Stream
+    from asyncstep.data.stream import Place, Stream
 
 logger: logging.Logger = logging.getLogger("asyncstep")
 
@@ -62,14 +62,13 @@ class Reader:
             OutOfRangeError: the last item has been given.
             SessionClosedError, AbortedError: the raw session was closed, or replaced, while this waited.
         """
-        store = transaction.store
         taken = None
         if not self._filling.locked() or (self._again and self._again[0][1].whole):
-            taken = self._next(store)
+            taken = self._next(transaction)
         if taken is None:
             async with self._filling:
-                while (taken := self._next(store)) is None:
-                    await self._read(store)
+                while (taken := self._next(transaction)) is None:
+                    await self._read(transaction.store)
         transaction.hold(taken)
         stream = self._stream
         try:
@@ -81,17 +80,17 @@ class Reader:
             self._ahead.taken()
         return values[0] if self._settings.batch is None else values
 
-    def _next(self, store: LocalStateStore) -> Taken | None:
+    def _next(self, transaction: Transaction) -> Taken | None:
         """What was rolled back, or else what comes next; None if more has to be read for that.
 
         OutOfRangeError if there is nothing. What is not whole yet is kept as if it was rolled back, so
         that whoever asks next goes on filling it.
         """
-        store.check_open()  # what a closed stream gives is neither an item nor the end of the data
+        transaction.store.check_open()  # what a closed stream gives is neither an item nor the end of the data
         taken = heapq.heappop(self._again)[1] if self._again else Taken(self)
         self._given.add(taken)
         try:
-            if taken.whole or self._fill(taken):
+            if taken.whole or self._fill(taken, transaction):
                 taken.whole = True
                 return taken
         except BaseException:
@@ -113,7 +112,7 @@ class Reader:
         if taken.runs:
             heapq.heappush(self._again, (taken.runs[0][0], taken))
 
-    def _fill(self, taken: Taken) -> bool:
+    def _fill(self, taken: Taken, transaction: Transaction) -> bool:
         """Add items up to the size of a batch; False if more have to be read for that."""
         stream, size = self._stream, self._size
         queue = stream.queue
@@ -122,18 +121,20 @@ class Reader:
                 mark = queue[0][0]
                 if mark >= 0:
                     taken.add(*queue.popleft())
-                elif self._meet(mark, taken):
+                elif self._meet(mark, taken, transaction):
                     return True
             if taken.size == size:
                 return True
             if not stream.read_now(size - taken.size):
                 return False
 
-    def _meet(self, mark: int, taken: Taken) -> bool:
+    def _meet(self, mark: int, taken: Taken, transaction: Transaction) -> bool:
         """A mark is next in the queue: True if what is taken is whole with that."""
-        queue = self._stream.queue
+        stream, queue = self._stream, self._stream.queue
         if mark == FAILURE:
-            self._stream.failed = False
+            stream.failed = False
+            if stream.failed_at is not None:
+                transaction.hold(Failure(stream, stream.failed_at))
             error = queue.popleft()[1]
             try:
                 raise error
@@ -253,3 +254,25 @@ class Taken:
     def undone(self, fate: Fate) -> None:
         """The step has been rolled back."""
         self.reader.undo(self, fate)
+
+
+class Failure:
+    """Stands for the item that a step was not given, because reading it failed.
+
+    Args:
+        place: where reading failed.
+    """
+
+    __slots__ = ("_place", "_stream")
+
+    def __init__(self, stream: Stream, place: Place) -> None:
+        self._stream = stream
+        self._place = place
+
+    def done(self) -> None:
+        """The step has committed, so it did without the item."""
+
+    def undone(self, fate: Fate) -> None:
+        """The step has been rolled back."""
+        if fate is Fate.PARK:
+            self._stream.give_up(self._place)

@@ -93,6 +93,11 @@ def source(
     So the items have to be the same, too: a step that finds that there are more or fewer of them in an epoch
     than there were raises FailedPreconditionError.
 
+    An error of the items is raised by the step that would have got the item. An item of a sequence is then
+    parked or given again as if the step had failed (contract D1). Another iterable is opened again when the
+    next step asks, up to the item at which it failed; if it fails there for good a second time, steps that
+    ask get FailedPreconditionError until it is read by a new session.
+
     Args:
         items: where they come from, one of
 
@@ -111,8 +116,7 @@ def source(
         drop_remainder: leave such a shorter list out.
         prefetch: read so many items before steps ask for them. Async iterables are read by a background
             task, which needs a task group (contract L8). All else is read by worker threads, one at a
-            time, and in the background where there is a task group. An error of the items is raised by the
-            step that would have got the item.
+            time, and in the background where there is a task group.
         shuffle: True for a permutation of a whole sequence, other in each epoch; or the size of consecutive
             windows of items, each of which is permuted. A window takes the place of the buffer of
             ``tf.data.Dataset.shuffle``: so a restore reads one window again, not all items.

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 Entry = tuple[int, Any]
 """(position, what `load` makes the item of), or one of the marks below with what belongs to it."""
 
+Place = tuple[int, int]
+"""An epoch, and the index in it of what an iterator gives next."""
+
 END_OF_EPOCH = -1
 END_OF_DATA = -2
 FAILURE = -3  # with the error
@@ -31,12 +34,14 @@ class Stream(ABC):
         queue: entries, in order. At the end of the data the last one is END_OF_DATA, and stays.
         over: whether that has been reached.
         failed: whether the last entry is an error, so that nothing may be read before it has been raised.
+        failed_at: where the last error was, if the items come from an iterator.
         needs_task: whether only a task in the event loop can read ahead; known once the stream is prepared.
         wanted: how many entries somebody waits for, while a thread reads.
     """
 
     over: bool = False
     failed: bool = False
+    failed_at: Place | None = None
     needs_task: bool = False
     wanted: int = 0
 
@@ -87,6 +92,9 @@ class Stream(ABC):
     async def load_again(self, read: list[Any]) -> list[Any]:
         """The items, where loading them has failed before."""
         return self.load(read)
+
+    def give_up(self, place: Place) -> None:
+        """A step that met the error at this place has failed for good: it is not tried again."""
 
     @abstractmethod
     def snapshot(self, low: int) -> dict[str, Any]:

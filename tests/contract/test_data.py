@@ -14,6 +14,7 @@ from asyncstep import (
     AbortedError,
     ChiefSessionCreator,
     DeadlineExceededError,
+    FailedPreconditionError,
     Graph,
     MonitoredSession,
     OutOfRangeError,
@@ -530,6 +531,91 @@ async def test_an_error_of_the_iterable_is_raised_and_not_taken_for_the_end() ->
         assert caught.value is error
         assert not session.should_stop()
         assert await session.run(letter) == "b"
+
+
+def poisoned(opened: list[int], at: int = 2) -> Callable[[], Iterator[str]]:
+    """An iterable that nobody gets past one item of; it notes how often it is opened."""
+
+    def items() -> Iterator[str]:
+        opened.append(1)
+        yield from "abcde"[:at]
+        raise OSError("damaged")
+
+    return items
+
+
+def poisoned_async(opened: list[int]) -> Callable[[], AsyncIterator[str]]:
+    """An async one."""
+
+    async def items() -> AsyncIterator[str]:
+        for letter in poisoned(opened)():
+            yield letter
+
+    return items
+
+
+@pytest.mark.parametrize("kind", [poisoned, poisoned_async])
+@pytest.mark.parametrize("prefetch", [0, 2])
+async def test_an_iterable_that_nobody_gets_past_an_item_of_is_not_read_for_ever(
+    kind: Callable[[list[int]], Any], prefetch: int
+) -> None:
+    """D1: nothing loops on a poison item: a loop that goes on after the items' error ends when that comes again."""
+    opened: list[int] = []
+    got: list[str] = []
+    with Graph() as graph:
+        letter = source(kind(opened), name="letters", prefetch=prefetch)
+
+    async def step(ctx: StepContext) -> None:
+        try:
+            got.append(await ctx.run_with_hooks(letter))
+        except OSError:
+            got.append("damaged")
+
+    async with monitored(graph) as session:
+        with pytest.raises(FailedPreconditionError, match=r"'letters' .* 2 items of epoch 0, by OSError"):
+            await session.loop(step)
+        assert got == ["a", "b", "damaged", "damaged"]
+        assert len(opened) == 2
+        assert session.source_state(letter) == finished(2)
+
+
+async def test_errors_of_the_items_that_are_retried_are_no_poison() -> None:
+    """D1, V1: a step that is retried has the items read again, as often as it is attempted."""
+    opened: list[int] = []
+
+    def flaky() -> Iterator[str]:
+        opened.append(1)
+        yield "a"
+        if len(opened) < 6:
+            raise UnavailableError("no connection")
+        yield "b"
+
+    with Graph() as graph:
+        letter = source(flaky, name="letters")
+    async with monitored(graph, recovery=Recovery(wait_initial=0.0, jitter=0.0)) as session:
+        assert await drain(session, letter) == ["a", "b"]
+
+
+async def test_errors_of_the_items_at_other_places_are_no_poison() -> None:
+    """D1: items that can be got past, by beginning again, are all given."""
+    failures = [1, 3, 1, 4]
+
+    def flaky() -> Iterator[str]:
+        for number, letter in enumerate("abcde"):
+            if failures and failures[0] == number:
+                raise OSError(failures.pop(0))
+            yield letter
+
+    got: list[Any] = []
+    with Graph() as graph:
+        letter = source(flaky, name="letters")
+    async with monitored(graph) as session:
+        while len(got) < 9:
+            try:
+                got.append(await session.run(letter))
+            except OSError as error:
+                got.append(error.args[0])
+        assert got == ["a", 1, "b", "c", 3, 1, "d", 4, "e"]
 
 
 async def test_a_sequence_that_fails_at_one_item_parks_it() -> None:
