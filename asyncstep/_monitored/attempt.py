@@ -23,51 +23,21 @@ if TYPE_CHECKING:
 
     from anyio import CancelScope
 
-    from asyncstep._monitored.hook import HookTable, SessionRunHook
+    from asyncstep._monitored.hook import SessionRunHook
     from asyncstep._monitored.life import Life
     from asyncstep._runtime.session import Session
 
 logger = logging.getLogger("asyncstep")
 
 
-class RunCall:
-    """What one monitored run was asked for, the same for all of its attempts; and what it came to.
-
-    Attributes:
-        committed: whether the step is done: an error that comes then is one of `after_run`.
-        result: what the caller gets, once committed.
-        final_errors: those of the transaction of the last attempt, if it failed.
-    """
-
-    # No slots: what stands here costs a run nothing.
-    committed: bool = False
-    result: Any = None
-    final_errors: tuple[BaseException, ...] = ()
-
-    def __init__(
-        self,
-        table: HookTable,
-        fetches: Any,
-        feeds: Any,
-        options: RunOptions | None,
-        metadata: RunMetadata | None,
-        worker: int,
-    ) -> None:
-        self.table: HookTable = table
-        self.fetches: Any = fetches
-        self.feeds: Any = feeds
-        self.options: RunOptions | None = options
-        self.metadata: RunMetadata | None = metadata
-        self.worker: int = worker
-
-
-async def attempt_run(life: Life, call: RunCall, number: int, step: Transaction | None, raw: Session) -> Any:
+async def attempt_run(context: SessionRunContext, raw: Session, step: Transaction | None) -> Any:
     """One attempt of one monitored run: contract R1, from `before_run` to `after_run`.
 
-    Whatever is raised before the commit has rolled it back, and `call.committed` is False.
+    Whatever is raised before the commit has rolled it back, and `context._committed` is False.
     """
+    life, table, options = context._life, context._table, context._options
     # A step goes on with the store that it began with, also when its session has been restored meanwhile.
-    store, table = raw.store if step is None else step.store, call.table
+    store = raw.store if step is None else step.store
     if store.closed:
         raw.check_open()
         store.check_open()
@@ -77,41 +47,35 @@ async def attempt_run(life: Life, call: RunCall, number: int, step: Transaction 
     transaction = Transaction(store, step, before, life)
     transaction.counts = life.counts_steps
     current.set(transaction)
-    context: SessionRunContext | None = None
-    values: HookValues | None = None
+    context._session = raw
     try:
         try:
-            if table.silent:
-                await _evaluate_alone(call, raw, transaction)
+            if options is None or options.timeout is None:
+                values = await _evaluate(context, transaction, None)
             else:
-                context = SessionRunContext(life, raw, call, number)
-                if call.options is None or call.options.timeout is None:
-                    values = await _evaluate_with_hooks(call, raw, transaction, context, None)
-                else:
-                    with deadline(call.options.timeout) as scope:
-                        values = await _evaluate_with_hooks(call, raw, transaction, context, scope)
-            step_number = transaction.commit(GLOBAL_STEP)  # there is no await in it (contract R1e)
+                with deadline(options.timeout) as scope:
+                    values = await _evaluate(context, transaction, scope)
+            number = transaction.commit(GLOBAL_STEP)  # there is no await in it (contract R1e)
         except BaseException as error:
             if isinstance(error, Exception):
-                call.final_errors = transaction.final_errors
-            await _failed(life, call, transaction, raw, number, context, error)  # noqa: ASYNC102 - each hook is told in a shield, within the grace period (contract R4)
+                context._final_errors = transaction.final_errors
+            await _failed(context, transaction, error)  # noqa: ASYNC102 - each hook is told in a shield, within the grace period (contract R4)
             raise
-        call.committed = True
+        context._committed = True
         if values is not None:
-            values.commit(step_number, number)
-        elif call.metadata is not None:
-            call.metadata.global_step, call.metadata.attempt = step_number, number
+            values.commit(number, context.attempt)
+        elif context._metadata is not None:
+            context._metadata.global_step, context._metadata.attempt = number, context.attempt
         if table.after_run:
-            assert context is not None
-            plain = SessionRunValues(None, None, call.metadata, step_number, number)
+            plain = SessionRunValues(None, None, context._metadata, number, context.attempt)
             for place, _, method in table.after_run:
                 context._place = place
                 try:
                     await method(context, plain if values is None else values.of(place))
                 except BaseException as error:
-                    await _after_run_rest(life, context, plain, values, error)  # noqa: ASYNC102 - each hook is told in a shield, within the grace period (contract R4)
+                    await _after_run_rest(context, plain, values, error)  # noqa: ASYNC102 - each hook is told in a shield, within the grace period (contract R4)
                     raise
-        return call.result
+        return context._result
     finally:
         current.set(before)
         transaction.owner = None
@@ -119,29 +83,14 @@ async def attempt_run(life: Life, call: RunCall, number: int, step: Transaction 
             transaction.final_errors = ()
 
 
-async def _evaluate_alone(call: RunCall, raw: Session, transaction: Transaction) -> None:
-    """The evaluation of a run that no hook takes part in."""
-    request = raw.request_for(call.fetches, call.feeds)
-    if call.options is None:
-        outputs = await evaluate(request.plan, list(request.fed), request.functions, transaction)
-    else:
-        with within(call.options):
-            outputs = await raw.evaluate(request, transaction, call.options, call.metadata)
-    call.result = request.result(outputs)
-
-
-async def _evaluate_with_hooks(
-    call: RunCall,
-    raw: Session,
-    transaction: Transaction,
-    context: SessionRunContext,
-    scope: CancelScope | None,
+async def _evaluate(
+    context: SessionRunContext, transaction: Transaction, scope: CancelScope | None
 ) -> HookValues | None:
-    """Every before_run, one evaluation, every before_commit; `scope` has the deadline of the caller's options.
+    """Every before_run, one evaluation, every before_commit; None if no hook gets more than the others.
 
-    None if no hook gets more than the others.
+    `scope` has the deadline of the caller's options.
     """
-    table = call.table
+    table, raw = context._table, context._session
     asked: list[tuple[int, SessionRunArgs]] | None = None
     for place, hook, method in table.before_run:
         context._place = place
@@ -150,28 +99,26 @@ async def _evaluate_with_hooks(
             asked = asked or []
             asked.append((place, _checked_args(args, hook)))
     context._told_all = True
-    if asked is None and call.options is None and not table.before_commit:
-        request = raw.request_for(call.fetches, call.feeds)
-        outputs = await evaluate(request.plan, list(request.fed), request.functions, transaction)
-        call.result = request.result(outputs)
-        return None
-    return await _evaluate_for_all(call, raw, transaction, context, asked, scope)
+    if asked is not None or table.before_commit or context._options is not None:
+        return await _evaluate_for_all(context, transaction, asked or [], scope)
+    request = raw.request_for(context._fetches, context._feeds)
+    outputs = await evaluate(request.plan, list(request.fed), request.functions, transaction)
+    context._result = request.result(outputs)
+    return None
 
 
 async def _evaluate_for_all(
-    call: RunCall,
-    raw: Session,
-    transaction: Transaction,
     context: SessionRunContext,
-    asked: list[tuple[int, SessionRunArgs]] | None,
+    transaction: Transaction,
+    asked: list[tuple[int, SessionRunArgs]],
     scope: CancelScope | None,
 ) -> HookValues:
     """One evaluation of what the caller and the hooks want; then every before_commit."""
-    hooks, options = call.table.hooks, call.options
-    fetches: list[Any] = [call.fetches]
-    feeds: list[tuple[Any, str]] = [(call.feeds, CALLERS_FEEDS)]
+    raw, hooks, options = context._session, context._table.hooks, context._options
+    fetches: list[Any] = [context._fetches]
+    feeds: list[tuple[Any, str]] = [(context._feeds, CALLERS_FEEDS)]
     askers: list[int] = []
-    for place, args in asked or ():
+    for place, args in asked:
         if args.fetches is not None:
             fetches.append(args.fetches)
             askers.append(place)
@@ -179,15 +126,15 @@ async def _evaluate_for_all(
         if args.options is not None:
             check_options(args.options, None)
             options = args.options if options is None else merged(options, args.options)
-    request = raw.request(fetches, feeds)
-    values = HookValues(options, call.metadata)
+    request = raw.request(fetches, feeds) if asked else raw.request_for(context._fetches, context._feeds)
+    values = HookValues(options, context._metadata)
     if scope is not None:
-        _extend(scope, call.options, options)
+        _extend(scope, context._options, options)
     with within(options if scope is None else None):
         outputs = await raw.evaluate(request, transaction, options, values.metadata)
-        call.result, *results = request.results(outputs)
+        context._result, *results = request.results(outputs)
         values.results = dict(zip(askers, results, strict=True))
-        for place, _, method in call.table.before_commit:
+        for place, _, method in context._table.before_commit:
             context._place = place
             await method(context, values.of(place))
     return values
@@ -213,11 +160,7 @@ def _checked_args(args: object, hook: SessionRunHook) -> SessionRunArgs:
 
 
 async def _after_run_rest(
-    life: Life,
-    context: SessionRunContext,
-    plain: SessionRunValues,
-    values: HookValues | None,
-    first: BaseException,
+    context: SessionRunContext, plain: SessionRunValues, values: HookValues | None, first: BaseException
 ) -> None:
     """One hook has raised after the commit: tell those after it all the same, shielded (contract R4, T7).
 
@@ -225,13 +168,12 @@ async def _after_run_rest(
     """
     errors = [first]
     failed = context._place
-    for place, hook, method in context._call.table.after_run:
+    for place, hook, method in context._table.after_run:
         if place > failed:
             context._place = place
+            name = f"after_run of {type(hook).__name__}"
             given = plain if values is None else values.of(place)
-            await _shielded(
-                life, f"after_run of {type(hook).__name__}", errors.append, method, context, given
-            )
+            await _shielded(context._life, name, errors.append, method, context, given)
     final = most_urgent(errors, anyio.get_cancelled_exc_class(), "hooks failed in after_run")
     try:
         if final is not first:
@@ -241,24 +183,17 @@ async def _after_run_rest(
         del final, first
 
 
-async def _failed(
-    life: Life,
-    call: RunCall,
-    transaction: Transaction,
-    raw: Session,
-    number: int,
-    context: SessionRunContext | None,
-    error: BaseException,
-) -> None:
+async def _failed(context: SessionRunContext, transaction: Transaction, error: BaseException) -> None:
     """Roll back; tell the hooks that were told of the run (contract R4)."""
+    life, table = context._life, context._table
     if any(ends(leaf) for leaf in leaves(error)):
         life.data_ended(error)
-    roll_back(life, transaction, error, number, raw)
-    if context is None:
+    roll_back(life, transaction, error, context.attempt, context._session)
+    if not table.on_run_error:
         return
     raised = [error]
-    last = len(call.table.hooks) if context._told_all else context._place
-    for place, hook, method in call.table.on_run_error:
+    last = len(table.hooks) if context._told_all else context._place
+    for place, hook, method in table.on_run_error:
         if place > last:
             break
         context._place = place

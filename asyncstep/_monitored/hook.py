@@ -16,7 +16,6 @@ from asyncstep.errors import InvalidArgumentError, InvalidTypeError, kind_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from asyncstep._monitored.attempt import RunCall
     from asyncstep._monitored.coordinator import Coordinator
     from asyncstep._monitored.life import Life
     from asyncstep._runtime.session import Session
@@ -94,23 +93,54 @@ class SessionRunValues:
 class SessionRunContext:
     """One attempt of one run, as hooks see it (TensorFlow: ``tf.train.SessionRunContext``)."""
 
-    __slots__ = ("_call", "_life", "_place", "_session", "_told_all", "attempt", "worker")
+    # What the run was asked for, where its attempt stands, and what it came to, for the session.
+    __slots__ = (
+        "_committed",
+        "_feeds",
+        "_fetches",
+        "_final_errors",
+        "_life",
+        "_metadata",
+        "_options",
+        "_place",
+        "_result",
+        "_session",
+        "_table",
+        "_told_all",
+        "attempt",
+        "worker",
+    )
+    _session: Session
 
-    def __init__(self, life: Life, session: Session, call: RunCall, attempt: int) -> None:
+    def __init__(
+        self,
+        life: Life,
+        table: HookTable,
+        fetches: Any,
+        feeds: Any,
+        options: RunOptions | None,
+        metadata: RunMetadata | None,
+        worker: int,
+    ) -> None:
         self._life = life
-        self._session = session
-        self._call = call
+        self._table = table
+        self._fetches = fetches
+        self._feeds = feeds
+        self._options = options
+        self._metadata = metadata
+        self.worker: int = worker
+        self.attempt: int = 1
         self._place = -1  # of the hook that is being called, in the table
         self._told_all = False  # whether the before_run of every hook was called
-        self.attempt: int = attempt
-        self.worker: int = call.worker
+        self._committed = False  # whether the step is done: an error that comes then is one of `after_run`
+        self._result: Any = None  # what the caller gets, once committed
+        self._final_errors: tuple[BaseException, ...] = ()  # those of its transaction, if it failed
 
     @property
     def original_args(self) -> SessionRunArgs:
         """What the caller asked for; its feed dict is read-only."""
-        call = self._call
-        feeds = None if call.feeds is None else MappingProxyType(dict(call.feeds))
-        return SessionRunArgs(call.fetches, feeds, call.options)
+        feeds = None if self._feeds is None else MappingProxyType(dict(self._feeds))
+        return SessionRunArgs(self._fetches, feeds, self._options)
 
     @property
     def session(self) -> Session:
@@ -124,7 +154,7 @@ class SessionRunContext:
 
     def request_stop(self, reason: str | None = None) -> None:
         """Ask the session to stop; this run goes on and commits (contract S4)."""
-        origin = type(self._call.table.hooks[self._place]).__name__ if self._place >= 0 else "a hook"
+        origin = type(self._table.hooks[self._place]).__name__ if self._place >= 0 else "a hook"
         self._life.request_stop(StopKind.HOOK, reason, origin)
 
     def raise_stop(self) -> NoReturn:
@@ -137,6 +167,16 @@ class SessionRunContext:
         if not self.stop_requested:
             raise self._life.not_open()
         self._life.raise_stop()
+
+    # What follows is for the session.
+
+    def again(self) -> SessionRunContext:
+        """The next attempt of the same run."""
+        context = SessionRunContext(
+            self._life, self._table, self._fetches, self._feeds, self._options, self._metadata, self.worker
+        )
+        context.attempt = self.attempt + 1
+        return context
 
 
 class SessionRunHook:
@@ -184,7 +224,7 @@ class HookTable:
         before_run, before_commit, after_run, on_run_error: (place in `hooks`, bound method).
     """
 
-    __slots__ = ("after_run", "before_commit", "before_run", "hooks", "on_run_error", "silent")
+    __slots__ = ("after_run", "before_commit", "before_run", "hooks", "on_run_error")
 
     def __init__(self, hooks: Sequence[SessionRunHook]) -> None:
         self.hooks: tuple[SessionRunHook, ...] = tuple(hooks)
@@ -192,7 +232,6 @@ class HookTable:
         self.before_commit: Overridden = _overridden(hooks, "before_commit")
         self.after_run: Overridden = _overridden(hooks, "after_run")
         self.on_run_error: Overridden = _overridden(hooks, "on_run_error")
-        self.silent: bool = not (self.before_run or self.before_commit or self.after_run or self.on_run_error)
 
 
 def _overridden(hooks: Sequence[SessionRunHook], point: str) -> Overridden:

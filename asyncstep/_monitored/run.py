@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from asyncstep._monitored.attempt import RunCall, attempt_run
+from asyncstep._monitored.attempt import attempt_run
 from asyncstep._monitored.recovery import (
     is_transient,
     may_retry,
@@ -20,6 +20,7 @@ from asyncstep._monitored.stop import leaves
 from asyncstep._runtime.transaction import Transaction
 
 if TYPE_CHECKING:
+    from asyncstep._monitored.hook import SessionRunContext
     from asyncstep._monitored.life import Life
     from asyncstep._runtime.session import Session
 
@@ -52,9 +53,9 @@ async def begin_run(life: Life, in_step: Transaction | None = None) -> None:
         life.raise_stop()
 
 
-async def run_with_retries(life: Life, call: RunCall) -> Any:
+async def run_with_retries(context: SessionRunContext) -> Any:
     """A run of its own: attempts until one succeeds or may not be repeated (contract V1)."""
-    number = 1
+    life = context._life
     life.in_flight += 1
     try:
         while True:
@@ -63,17 +64,17 @@ async def run_with_retries(life: Life, call: RunCall) -> Any:
             if raw.store.superseded:
                 raw = await recovered(life)
             try:
-                return await attempt_run(life, call, number, None, raw)
+                return await attempt_run(context, raw, None)
             except Exception as error:
-                if call.committed:
+                if context._committed:
                     if await _recovered_after_commit(life, error, raw):  # noqa: ASYNC120 - a cancellation goes before an error (contract C1)
-                        return call.result
+                        return context._result
                     raise
-                final = is_final(error, call.final_errors)
-                call.final_errors = ()
-                if final or not await retried(life, error, number, raw):  # noqa: ASYNC120 - a cancellation goes before an error (contract C1)
+                final = is_final(error, context._final_errors)
+                context._final_errors = ()
+                if final or not await retried(life, error, context.attempt, raw):  # noqa: ASYNC120 - a cancellation goes before an error (contract C1)
                     raise
-            number += 1
+            context = context.again()
     finally:
         life.leave_step()
 

@@ -9,10 +9,9 @@ import anyio
 
 from asyncstep._graph.graph import GLOBAL_STEP, Graph, get_default_graph
 from asyncstep._graph.variable import create_global_step
-from asyncstep._monitored.attempt import RunCall
 from asyncstep._monitored.closing import close, until_closed
 from asyncstep._monitored.creators import ChiefSessionCreator, Scaffold, SessionCreator
-from asyncstep._monitored.hook import ALL, HookTable, checked_hooks
+from asyncstep._monitored.hook import ALL, HookTable, SessionRunContext, checked_hooks
 from asyncstep._monitored.life import Life
 from asyncstep._monitored.loop import after_absorbing, loop
 from asyncstep._monitored.recovery import Recovery, create, remember_initial_states
@@ -192,16 +191,9 @@ class MonitoredSession:
             await life.pace.cancel_point()
         if options is not None or run_metadata is not None:
             check_options(options, run_metadata)
+        table = life.table if hooks is ALL else life.table_of(hooks)
         return await run_with_retries(
-            life,
-            RunCall(
-                life.table if hooks is ALL else life.table_of(hooks),
-                fetches,
-                feed_dict,
-                options,
-                run_metadata,
-                0,
-            ),
+            SessionRunContext(life, table, fetches, feed_dict, options, run_metadata, 0)
         )
 
     @typed_run
@@ -219,7 +211,9 @@ class MonitoredSession:
         await life.pace.keep()
         life.check_open()
         check_options(options, run_metadata)
-        return await run_with_retries(life, RunCall(_NO_HOOKS, fetches, feed_dict, options, run_metadata, 0))
+        return await run_with_retries(
+            SessionRunContext(life, _NO_HOOKS, fetches, feed_dict, options, run_metadata, 0)
+        )
 
     async def run_step_fn(self, step_fn: Callable[[_Context, *Ts], Awaitable[T]], *args: *Ts) -> T:
         """Call ``step_fn(ctx, *args)`` as one step; return what it returns (contract T3).

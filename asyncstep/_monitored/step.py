@@ -6,8 +6,8 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from asyncstep._monitored.attempt import RunCall, attempt_run, roll_back
-from asyncstep._monitored.hook import ALL
+from asyncstep._monitored.attempt import attempt_run, roll_back
+from asyncstep._monitored.hook import ALL, SessionRunContext
 from asyncstep._monitored.recovery import recovered
 from asyncstep._monitored.run import begin_run, is_final, retried
 from asyncstep._monitored.stop import (
@@ -69,12 +69,15 @@ class StepContext:
         life, transaction = self._life, self._transaction
         await begin_run(life, in_step=transaction if transaction.owner is life else None)
         check_options(options, run_metadata)
-        call = RunCall(life.table_of(hooks), fetches, feed_dict, options, run_metadata, self.worker)
+        context = SessionRunContext(
+            life, life.table_of(hooks), fetches, feed_dict, options, run_metadata, self.worker
+        )
+        context.attempt = self.attempt
         try:
-            return await attempt_run(life, call, self.attempt, transaction, self.session)
+            return await attempt_run(context, self.session, transaction)
         except Exception as error:
-            call.final_errors = ()  # the step has them, too
-            if call.committed:
+            context._final_errors = ()  # the step has them, too
+            if context._committed:
                 transaction.final_errors += tuple(leaves(error))
             raise
 

@@ -131,13 +131,19 @@ class Transaction:
         stop_asked: whether the session was asked to stop by this very step.
     """
 
-    # No slots: what few transactions need stands here, and costs the others nothing.
-    items: list[Items] | None = None
-    failed_items: list[Items] | None = None
-    finished: bool = False
-    counts: bool = False
-    stop_asked: bool = False
-    final_errors: tuple[BaseException, ...] = ()
+    __slots__ = (
+        "counts",
+        "failed_items",
+        "final_errors",
+        "finished",
+        "items",
+        "outer",
+        "owner",
+        "parent",
+        "stop_asked",
+        "store",
+        "writes",
+    )
 
     def __init__(
         self,
@@ -151,6 +157,12 @@ class Transaction:
         self.outer = outer
         self.owner = owner
         self.writes: dict[str, WriteRecord] = {}
+        self.items: list[Items] | None = None
+        self.failed_items: list[Items] | None = None
+        self.finished: bool = False
+        self.counts: bool = False
+        self.stop_asked: bool = False
+        self.final_errors: tuple[BaseException, ...] = ()
 
     def read(self, name: str) -> Any:
         """The transaction's own last write of a variable, else the enclosing one's, else the committed value."""
