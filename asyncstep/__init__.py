@@ -8,6 +8,7 @@ The package is a house of floors; imports point up the list only:
     checkpoint    what survives: writing, finding and reading it
     data          where items come from
     _monitored    how a loop lives, stops, recovers and ends
+    summary       what people look at
     hooks         what watches it
     training      the stock pieces, put together
     cli           the command
