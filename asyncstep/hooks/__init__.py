@@ -17,6 +17,7 @@ from asyncstep.hooks.signal import SignalHook
 from asyncstep.hooks.step_counter import StepCounterHook
 from asyncstep.hooks.step_waiter import GlobalStepWaiterHook
 from asyncstep.hooks.stop_at_step import StopAtStepHook
+from asyncstep.hooks.summary_saver import SummarySaverHook
 from asyncstep.hooks.timer import SecondOrStepTimer
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "SignalHook",
     "StepCounterHook",
     "StopAtStepHook",
+    "SummarySaverHook",
 ]

@@ -33,7 +33,9 @@ class EvaluatorHook(SessionRunHook):
             an ``eval/loss`` for `EarlyStoppingHook`.
         on_result: awaited with the global step and the result, which has the nesting of `fetches`.
 
-    The newest result is `last_result`, and each is logged at INFO as ``eval, step 7: loss = 0.5``. The step
+    The newest result is `last_result`, and each is logged at INFO as ``eval, step 7: loss = 0.5``. Where a hook of
+    the session writes summaries (`SummarySaverHook`, `StepCounterHook`), it writes what numbers, strings and
+    summaries there are in a result, too, as ``eval/loss``. The step
     that triggers an evaluation waits for it, after its commit. Other workers go on, and the evaluation reads
     what they have committed meanwhile. One is made at a time, so results come in the order of the steps. An
     error of an evaluation is raised by the run that made it (contract T7).

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from asyncstep._monitored.coordinator import Coordinator
 from asyncstep._monitored.hook import SessionRunContext, SessionRunHook, SessionRunValues
 from asyncstep._runtime.session import Session
-from asyncstep.errors import FailedPreconditionError
+from asyncstep.errors import InvalidTypeError, kind_of
+from asyncstep.hooks.summary_output import SummaryOutput
 from asyncstep.hooks.timer import SecondOrStepTimer, check_intervals
 
 __all__ = ["ScalarWriter", "StepCounterHook"]
@@ -22,7 +23,7 @@ TICK = time.get_clock_info("monotonic").resolution
 
 
 class ScalarWriter(Protocol):
-    """What takes a number for a step: the ``SummaryWriter`` of tensorboardX or torch, or your own."""
+    """What takes a number for a step: a writer of `asyncstep.summary`, of tensorboardX or torch, or your own."""
 
     def add_scalar(self, tag: str, value: float, step: int, /) -> Any:
         """Take the value of a tag at a global step. Called on the event loop, so it must be quick."""
@@ -35,17 +36,18 @@ class StepCounterHook(SessionRunHook):
         every_n_steps: measure over this many global steps; None: steps do not trigger.
         every_n_secs: measure over this many seconds. With both, whichever is over first: for seconds alone,
             give ``every_n_steps=None`` too.
-        output_dir: where to write event files. Not supported yet: give a `writer`.
-        writer: whatever has ``add_scalar(tag, value, step)``; it gets ``global_step/sec``, and is yours to
-            close.
+        output_dir: a directory for event files; they get ``global_step/sec``. All hooks of a process share one
+            writer for a directory; it is closed with the session.
+        writer: whatever has ``add_scalar(tag, value, step)`` instead. If it has a method ``flush``, that is
+            called when the session ends; it is yours to close. With neither, the rate is logged only.
 
     The first step starts the clock. What is measured is the global step: the steps of all workers, whether
     this hook ran with them or not. After a recovery the clock starts anew, for steps that are made again are
     no progress.
 
     Raises:
-        InvalidArgumentError: no interval, or one that is not positive.
-        FailedPreconditionError: `output_dir` was given.
+        InvalidArgumentError: no interval, or one that is not positive; both `output_dir` and `writer`.
+        InvalidTypeError: `writer` has no ``add_scalar``.
 
     TensorFlow: ``tf.train.StepCounterHook``, where `writer` is called ``summary_writer``.
     """
@@ -58,17 +60,25 @@ class StepCounterHook(SessionRunHook):
         writer: ScalarWriter | None = None,
     ) -> None:
         check_intervals("StepCounterHook", every_n_steps=every_n_steps, every_n_secs=every_n_secs)
-        if output_dir is not None:
-            raise FailedPreconditionError(
-                "StepCounterHook cannot write event files by itself yet: instead of output_dir give"
-                " writer=, anything with add_scalar(tag, value, step) such as tensorboardX's SummaryWriter"
+        if writer is not None and not callable(getattr(writer, "add_scalar", None)):
+            raise InvalidTypeError(
+                f"StepCounterHook: writer must have add_scalar(tag, value, step), got {kind_of(writer)}"
             )
+        self._output: SummaryOutput | None = None
+        if output_dir is not None or writer is not None:
+            self._output = SummaryOutput("StepCounterHook", output_dir, writer)
         self._timer = SecondOrStepTimer(every_n_secs, every_n_steps)
-        self._writer = writer
+
+    async def begin(self) -> None:
+        """Get the writer."""
+        if self._output is not None:
+            self._output.open()
 
     async def after_create_session(self, session: Session, coord: Coordinator) -> None:
         """Start measuring anew, at the opening and after a recovery."""
         self._timer.reset()
+        if self._output is not None:
+            self._output.start(session, coord)
 
     async def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         """Log the rate if it is due at the step that has just been committed."""
@@ -85,5 +95,15 @@ class StepCounterHook(SessionRunHook):
 
     def _report(self, rate: float, step: int) -> None:
         logger.info("%s: %g", TAG, rate)
-        if self._writer is not None:
-            self._writer.add_scalar(TAG, rate, step)
+        if self._output is not None:
+            self._output.writer.add_scalar(TAG, rate, step)
+
+    async def end(self, session: Session) -> None:
+        """Have everything written."""
+        if self._output is not None:
+            await self._output.close()
+
+    async def on_session_error(self, session: Session, error: BaseException) -> None:
+        """Have everything written."""
+        if self._output is not None:
+            await self._output.close()

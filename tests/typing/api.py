@@ -50,6 +50,22 @@ from asyncstep.hooks import (
     SignalHook,
     StepCounterHook,
     StopAtStepHook,
+    SummarySaverHook,
+)
+from asyncstep.summary import (
+    EventFileWriter,
+    Histogram,
+    Image,
+    JSONLinesWriter,
+    Scalar,
+    Summary,
+    SummaryWriter,
+    Text,
+    histogram,
+    image,
+    merge_all,
+    scalar,
+    text,
 )
 
 
@@ -263,6 +279,28 @@ def stock_hooks(node: Node[float]) -> list[SessionRunHook]:
         FeedFnHook(lambda: {"fed": 3}),
         SignalHook(),
         final,
+    ]
+
+
+def summaries(loss: Node[float], words: Node[str], weights: Node[Any]) -> list[SessionRunHook]:
+    """Nodes of summaries, writers, and the hooks that write."""
+    assert_type(scalar("loss", loss), Node[Scalar])
+    assert_type(histogram("weights", weights, bins=10), Node[Histogram])
+    assert_type(text("words", words), Node[Text])
+    assert_type(image("face", weights), Node[Image])
+    merged = merge_all()
+    assert_type(merged, tuple[Node[Summary], ...] | None)
+    writer: SummaryWriter = EventFileWriter("logs", flush_secs=3.0, on_error="raise")
+    with JSONLinesWriter("logs") as lines:
+        assert_type(lines, JSONLinesWriter)
+        lines.add_scalar("loss", 0.5, 3, wall_time=1.5)
+        lines.add_histogram("weights", [1.0], 3, bins=2)
+    return [
+        SummarySaverHook(merged or (), save_steps=10, output_dir="logs"),
+        SummarySaverHook({"loss": loss}, save_secs=0.5, writer=writer),
+        SummarySaverHook(loss, save_secs=0.5, writer=lines),
+        StepCounterHook(output_dir="logs"),
+        StepCounterHook(writer=writer),
     ]
 
 

@@ -25,7 +25,7 @@ from asyncstep import (
     StepContext,
     Variable,
 )
-from asyncstep.errors import FailedPreconditionError, InvalidArgumentError
+from asyncstep.errors import InvalidArgumentError, InvalidTypeError
 from asyncstep.hooks import SecondOrStepTimer, StepCounterHook
 
 pytestmark = pytest.mark.anyio
@@ -229,7 +229,29 @@ def test_an_interval_is_positive(intervals: dict[str, Any]) -> None:
     assert isinstance(caught.value, InvalidArgumentError)
 
 
-def test_an_output_dir_is_refused_until_there_are_event_files() -> None:
-    """output_dir is refused at construction rather than forgotten, with what to give in its place."""
-    with pytest.raises(FailedPreconditionError, match="writer="):
-        StepCounterHook(output_dir="logs")
+async def test_a_writer_is_flushed_at_the_end_if_it_can_be() -> None:
+    """A method `flush` is called in the end; a writer needs none."""
+    flushed: list[str] = []
+
+    class Flushed(Writer):
+        def flush(self) -> None:
+            flushed.append("flush")
+
+    for writer in (Flushed(), Writer()):
+        with Graph():
+            session = MonitoredSession(hooks=[StepCounterHook(writer=writer)])
+        async with session:
+            await run_steps(session, 1, lambda: None)
+    assert flushed == ["flush"]
+
+
+def test_one_place_at_most() -> None:
+    """Both output_dir and writer are a ValueError."""
+    with pytest.raises(InvalidArgumentError, match="exactly one of output_dir and writer"):
+        StepCounterHook(output_dir="logs", writer=Writer())
+
+
+def test_a_writer_takes_scalars() -> None:
+    """Something without add_scalar is a TypeError."""
+    with pytest.raises(InvalidTypeError, match="writer must have add_scalar"):
+        StepCounterHook(writer="logs")  # type: ignore[arg-type]

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from asyncstep.summary import writers
+from asyncstep.summary import shared, writers
 
-from .parts import Disk
+from .parts import Disk, threads
 
 
 @pytest.fixture
@@ -20,3 +20,10 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Disk]]:
     yield Disk
     Disk.full = False
     Disk.goes_on.set()
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_closed() -> Iterator[None]:
+    """No test, and no session, leaves a thread, or a writer that others would share."""
+    yield
+    assert (threads(), shared._writers) == ([], {})
