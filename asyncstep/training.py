@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING
 from asyncstep._monitored.creators import ChiefSessionCreator
 from asyncstep._monitored.recovery import Recovery
 from asyncstep._monitored.session import MonitoredSession
+from asyncstep.checkpoint.directory import object_path
 from asyncstep.errors import InvalidArgumentError
 from asyncstep.hooks.checkpoint import CheckpointSaverHook
 from asyncstep.hooks.step_counter import StepCounterHook
+from asyncstep.hooks.summary_saver import SummarySaverHook
+from asyncstep.hooks.timer import check_secs
+from asyncstep.summary import merge_all
 
 if TYPE_CHECKING:
     import os
@@ -33,16 +37,20 @@ def MonitoredTrainingSession(
     chief_only_hooks: Iterable[SessionRunHook] = (),
     save_checkpoint_secs: float | None = 600,
     save_checkpoint_steps: int | None = None,
+    save_summaries_steps: int | None = 100,
+    save_summaries_secs: float | None = None,
+    summary_dir: str | os.PathLike[str] | None = None,
     log_step_count_steps: int | None = 100,
     stop_grace_period: float = 120.0,
+    max_wait: float = 7200.0,
     recovery: Recovery = _DEFAULT_RECOVERY,
     task_group: TaskGroup | None = None,
 ) -> MonitoredSession:
-    """A monitored session that resumes from a directory, saves into it and counts its steps.
+    """A monitored session that resumes from a directory, saves into it, counts its steps and writes summaries.
 
     TensorFlow: ``tf.train.MonitoredTrainingSession``. It is a `MonitoredSession` with a
     `ChiefSessionCreator` that restores the newest sound checkpoint, the given hooks, a `StepCounterHook`,
-    and, as the last of the list, a `CheckpointSaverHook`.
+    a `SummarySaverHook` if there is something to write, and, as the last of the list, a `CheckpointSaverHook`.
 
     Args:
         master: the address of a chief; "" for this process, the only one so far.
@@ -53,8 +61,15 @@ def MonitoredTrainingSession(
         chief_only_hooks: likewise, after `hooks`.
         save_checkpoint_secs: seconds between checkpoints; None for no such interval.
         save_checkpoint_steps: steps between checkpoints; if both are given, either triggers.
+        save_summaries_steps: global steps between summaries; None for no such interval. What is written is
+            the `summary_op` of the scaffold, else all the summary nodes that the graph has now.
+        save_summaries_secs: seconds between summaries; if both are given, either triggers. If neither is, no
+            summaries are written.
+        summary_dir: where event files are written, those of the steps per second among them. If None, into
+            `checkpoint_dir`, if that is a directory of the file system; with neither, none are written.
         log_step_count_steps: steps between two lines with the steps per second; None for none.
         stop_grace_period: see `MonitoredSession`.
+        max_wait: for how many seconds to wait for a chief in another process, once there can be one.
         recovery: see `Recovery`.
         task_group: see `MonitoredSession`.
     """
@@ -62,10 +77,25 @@ def MonitoredTrainingSession(
         raise InvalidArgumentError(
             "a session with a chief in another process is not available yet: master must be ''"
         )
+    check_secs("MonitoredTrainingSession", "max_wait", max_wait)
     creator = ChiefSessionCreator(scaffold=scaffold, checkpoint_dir=checkpoint_dir)
     all_hooks = [*hooks, *chief_only_hooks]
+    summaries = _summary_directory(summary_dir, checkpoint_dir)
+    if not (save_summaries_steps or save_summaries_secs):
+        summaries = None
     if log_step_count_steps:
-        all_hooks.append(StepCounterHook(log_step_count_steps))
+        all_hooks.append(StepCounterHook(log_step_count_steps, output_dir=summaries))
+    summary_op = creator.scaffold.summary_op
+    values = merge_all(creator.graph) if summary_op is None else summary_op
+    if summaries is not None and values is not None:
+        all_hooks.append(
+            SummarySaverHook(
+                values,
+                save_steps=save_summaries_steps or None,
+                save_secs=save_summaries_secs or None,
+                output_dir=summaries,
+            )
+        )
     if checkpoint_dir is not None and (save_checkpoint_secs or save_checkpoint_steps):
         all_hooks.append(
             CheckpointSaverHook(
@@ -82,3 +112,12 @@ def MonitoredTrainingSession(
         recovery=recovery,
         task_group=task_group,
     )
+
+
+def _summary_directory(
+    summary_dir: str | os.PathLike[str] | None, checkpoint_dir: str | os.PathLike[str] | None
+) -> str | os.PathLike[str] | None:
+    """Where event files go; None if nowhere."""
+    if summary_dir is not None or checkpoint_dir is None or object_path(checkpoint_dir) is not None:
+        return summary_dir
+    return checkpoint_dir

@@ -19,7 +19,8 @@ from asyncstep import (
     Variable,
 )
 from asyncstep.checkpoint import Saver, latest_checkpoint, list_checkpoints, read_checkpoint
-from asyncstep.hooks import CheckpointSaverHook, StepCounterHook, StopAtStepHook
+from asyncstep.hooks import StopAtStepHook
+from asyncstep.summary import scalar
 
 pytestmark = pytest.mark.anyio
 
@@ -32,8 +33,12 @@ DEFAULTS = {
     "chief_only_hooks": (),
     "save_checkpoint_secs": 600,
     "save_checkpoint_steps": None,
+    "save_summaries_steps": 100,
+    "save_summaries_secs": None,
+    "summary_dir": None,
     "log_step_count_steps": 100,
     "stop_grace_period": 120.0,
+    "max_wait": 7200.0,
     "recovery": Recovery(),
     "task_group": None,
 }
@@ -64,19 +69,21 @@ def training(graph: Graph, **options: Any) -> MonitoredSession:
 
 @pytest.mark.parametrize(("name", "default"), DEFAULTS.items())
 def test_the_arguments_and_their_defaults(name: str, default: object) -> None:
-    """They are those of the API; all but `master` are keyword-only."""
+    """They are those of the API, in its order; all but `master` are keyword-only."""
+    assert list(inspect.signature(MonitoredTrainingSession).parameters) == list(DEFAULTS)
     parameter = inspect.signature(MonitoredTrainingSession).parameters[name]
     assert parameter.default == default
     assert (parameter.kind is parameter.KEYWORD_ONLY) is (name != "master")
 
 
 def test_the_order_of_the_hooks(tmp_path: Path) -> None:
-    """The given ones, the chief's, the step counter, and the saver as the last of the list."""
+    """The given ones, the chief's, the step counter, summaries, and the saver as the last of the list."""
     first, second, third = Silent(), StopAtStepHook(5), Silent()
-    graph, _, _ = counting()
+    graph, count, _ = counting()
+    scalar("count", count)
     session = training(graph, checkpoint_dir=tmp_path, hooks=[first, second], chief_only_hooks=[third])
     assert session._life.hooks[:3] == (first, second, third)
-    assert hooks_of(session)[3:] == [StepCounterHook.__name__, CheckpointSaverHook.__name__]
+    assert hooks_of(session)[3:] == ["StepCounterHook", "SummarySaverHook", "CheckpointSaverHook"]
 
 
 @pytest.mark.parametrize(
@@ -91,13 +98,38 @@ def test_the_order_of_the_hooks(tmp_path: Path) -> None:
             ["StepCounterHook", "CheckpointSaverHook"],
         ),
         ({"checkpoint_dir": "there", "log_step_count_steps": None}, ["CheckpointSaverHook"]),
+        ({"summary_dir": "there", "log_step_count_steps": None}, []),
     ],
     ids=str,
 )
 def test_what_is_not_asked_for_is_not_there(options: Any, expected: list[str]) -> None:
-    """Without a directory or an interval nothing is saved, without steps nothing is counted."""
+    """Nothing is saved or written without a directory or an interval, or counted without steps."""
     graph, _, _ = counting()
     assert hooks_of(training(graph, **options)) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"summary_dir": "there"}, ["SummarySaverHook"]),
+        ({"checkpoint_dir": "there"}, ["SummarySaverHook"]),
+        ({"checkpoint_dir": "s3://bucket/there"}, []),
+        ({"checkpoint_dir": "s3://bucket/there", "summary_dir": "there"}, ["SummarySaverHook"]),
+        ({}, []),
+        ({"summary_dir": "there", "save_summaries_steps": 0}, []),
+        (
+            {"summary_dir": "there", "save_summaries_steps": None, "save_summaries_secs": 5},
+            ["SummarySaverHook"],
+        ),
+    ],
+    ids=str,
+)
+def test_summaries_have_a_place_and_an_interval(options: Any, expected: list[str]) -> None:
+    """The summary_op is written into summary_dir, else into a checkpoint_dir that is local; else not at all."""
+    graph, _, _ = counting()
+    scaffold = Scaffold(summary_op="count")
+    none = {"log_step_count_steps": None, "save_checkpoint_secs": None}
+    assert hooks_of(training(graph, scaffold=scaffold, **none, **options)) == expected
 
 
 def test_construction_does_nothing(tmp_path: Path) -> None:
@@ -116,7 +148,15 @@ def test_another_chief_is_refused_as_long_as_there_is_none(options: Any) -> None
 
 @pytest.mark.parametrize(
     "options",
-    [{"scaffold": "x"}, {"hooks": 5}, {"hooks": ["x"]}, {"recovery": 3}, {"checkpoint_dir": 3}],
+    [
+        {"scaffold": "x"},
+        {"hooks": 5},
+        {"hooks": ["x"]},
+        {"recovery": 3},
+        {"checkpoint_dir": 3},
+        {"summary_dir": 3},
+        {"max_wait": "long"},
+    ],
     ids=str,
 )
 def test_wrong_types_are_type_errors(tmp_path: Path, options: Any) -> None:
@@ -124,6 +164,23 @@ def test_wrong_types_are_type_errors(tmp_path: Path, options: Any) -> None:
     graph, _, _ = counting()
     with pytest.raises(TypeError):
         training(graph, **{"checkpoint_dir": tmp_path, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"max_wait": 0}, "MonitoredTrainingSession: max_wait must be more than 0 seconds"),
+        ({"save_summaries_steps": -1, "summary_dir": "there"}, "save_steps must be at least 1"),
+        ({"summary_dir": "s3://a"}, "is a URL"),
+    ],
+    ids=str,
+)
+def test_bad_values_are_value_errors(options: Any, problem: str) -> None:
+    """L1: at construction."""
+    graph, count, _ = counting()
+    scalar("count", count)
+    with pytest.raises(InvalidArgumentError, match=problem):
+        training(graph, **options)
 
 
 async def test_it_resumes_where_it_stopped(tmp_path: Path) -> None:
