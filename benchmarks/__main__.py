@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks import checkpoints, graphs, sources, steps
+from benchmarks import checkpoints, graphs, sources, steps, summaries
 from benchmarks.measure import Figure, on_each_backend
 
 
@@ -14,7 +14,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, one JSON object a line")
     arguments = parser.parse_args()
-    modules = (steps, graphs, sources, checkpoints)
+    modules = (steps, graphs, sources, checkpoints, summaries)
     figures = [figure for module in modules for figure in on_each_backend(module.measure)]
     print(table(figures))
     if arguments.json:
