@@ -7,10 +7,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import asyncstep
+import asyncstep.checkpoint
+import asyncstep.data
+import asyncstep.hooks
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")])
@@ -49,6 +53,14 @@ def test_every_link_inside_the_repository_leads_somewhere(page: Path) -> None:
         assert target.exists(), f"{name(page)} points to {link['to']}"
         if heading:
             assert heading in headings(target), f"{name(page)} points to {link['to']}"
+
+
+@pytest.mark.parametrize("package", [asyncstep, asyncstep.checkpoint, asyncstep.data, asyncstep.hooks])
+def test_the_reference_has_every_public_name(package: ModuleType) -> None:
+    """What can be imported is described."""
+    directives = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    described = set(re.findall(r"^::: [\w.]*\b(\w+)$", directives, re.MULTILINE))
+    assert set(package.__all__) - described == set()
 
 
 def headings(page: Path) -> set[str]:
