@@ -1,4 +1,4 @@
-"""P4 and P5: what a node costs, in a chain and in a wide graph, against awaiting by hand in order."""
+"""P4 to P6 and P9: what a node costs, in a chain, in a wide graph and in a huge one, against awaiting by hand."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from operator import itemgetter
 from typing import Any
+
+import anyio
 
 import asyncstep as a
 from benchmarks.measure import Figure, interleaved
@@ -23,7 +25,7 @@ async def _sum(one: int, other: int) -> int:
 
 async def measure(backend: str) -> list[Figure]:
     """The figures of one backend."""
-    return [await _chain(backend), await _wide(backend)]
+    return [await _chain(backend), await _wide(backend), await _overlapping(backend), await _huge(backend)]
 
 
 async def _chain(backend: str) -> Figure:
@@ -82,3 +84,45 @@ async def _compared(
 
         times = await interleaved(by_hand, evaluated, 10 * len(calls))
     return Figure(subject, backend, "node", *times, 2.0)
+
+
+async def _wait(*_: None) -> None:
+    await anyio.sleep(0.001)
+
+
+async def _overlapping(backend: str) -> Figure:
+    """Ten layers of a hundred nodes that each sleep for a millisecond, against ten such sleeps."""
+    chance, wait = random.Random(0), a.op(_wait)
+    with a.Graph() as graph:
+        layer = [wait() for _ in range(WIDE)]
+        for _ in range(DEEP - 1):
+            layer = [wait(chance.choice(layer), chance.choice(layer)) for _ in range(WIDE)]
+        fetched = a.group(*graph.nodes.values())
+
+    async def ten_sleeps() -> None:
+        for _ in range(DEEP):
+            await _wait()
+
+    async with a.Session(graph) as session:
+        times = await interleaved(ten_sleeps, lambda: session.run(fetched), 1)
+    return Figure("P6 100 wide, 10 deep, of 1 ms", backend, "run", *times, 1.5)
+
+
+async def _huge(backend: str) -> Figure:
+    """Building, compiling and running: one graph of 100,000 nodes, against 100 of 1,000 that all live."""
+
+    async def built_and_run(graphs: int, nodes: int) -> None:
+        add, alive = a.op(_sum), []
+        for _ in range(graphs):
+            with a.Graph() as graph:
+                one = other = add(0, 1)
+                for _ in range(nodes - 1):
+                    one, other = other, add(one, 1)
+            session = await a.Session(graph).__aenter__()
+            await session.run(other)
+            alive.append(session)
+
+    times = await interleaved(
+        lambda: built_and_run(100, 1_000), lambda: built_and_run(1, 100_000), 100_000, rounds=7
+    )
+    return Figure("P9 one graph of 100,000 nodes", backend, "node", *times, 1.2)

@@ -23,43 +23,51 @@ Timed = Callable[[], Awaitable[object]]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One line of the table. Times are microseconds for one unit (a step, a node).
+    """One line of the table.
 
-    `goal` is the highest ratio of subject to reference that is wanted, or, with `added`, the most
-    microseconds that the subject may take more.
+    Attributes:
+        subject: what was measured.
+        backend: on which event loop.
+        unit: what `reference` and `subject_took` are for one of: a step, a node.
+        reference: of the reference, in `measure`.
+        took: of the subject, in `measure`.
+        goal: the highest ratio of `took` to `reference` that is wanted, or, with `added`, the most that may be
+            added to the reference; None: the figure is there to be known.
+        measure: microseconds, or MiB.
     """
 
     subject: str
     backend: str
     unit: str
-    reference_us: float
-    subject_us: float
-    goal: float
+    reference: float
+    took: float
+    goal: float | None
     added: bool = False
+    measure: str = "us"
 
     @property
     def value(self) -> float:
         """What is compared with the goal."""
-        if self.added:
-            return self.subject_us - self.reference_us
-        return self.subject_us / self.reference_us
+        return self.took - self.reference if self.added else self.took / self.reference
 
     @property
     def reached(self) -> bool:
         """Whether the goal is."""
-        return self.value <= self.goal
+        return self.goal is None or self.value <= self.goal
 
     def as_json(self) -> str:
         """One line of JSON."""
         return json.dumps({**asdict(self), "value": self.value, "reached": self.reached})
 
 
-async def interleaved(reference: Timed, subject: Timed, units: int) -> tuple[float, float]:
+async def interleaved(
+    reference: Timed, subject: Timed, units: int, rounds: int = ROUNDS
+) -> tuple[float, float]:
     """Microseconds for one unit of the reference and of the subject: the minimum of several rounds of each."""
     best = {reference: float("inf"), subject: float("inf")}
     for timed in (reference, subject):
         await timed()
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for timed in (reference, subject):
             gc.collect()
             gc.disable()
