@@ -15,6 +15,7 @@ import asyncstep
 import asyncstep.checkpoint
 import asyncstep.data
 import asyncstep.hooks
+import asyncstep.summary
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")])
@@ -55,7 +56,9 @@ def test_every_link_inside_the_repository_leads_somewhere(page: Path) -> None:
             assert heading in headings(target), f"{name(page)} points to {link['to']}"
 
 
-@pytest.mark.parametrize("package", [asyncstep, asyncstep.checkpoint, asyncstep.data, asyncstep.hooks])
+@pytest.mark.parametrize(
+    "package", [asyncstep, asyncstep.checkpoint, asyncstep.data, asyncstep.hooks, asyncstep.summary]
+)
 def test_the_reference_has_every_public_name(package: ModuleType) -> None:
     """What can be imported is described."""
     directives = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
