@@ -16,7 +16,7 @@ from asyncstep.checkpoint.decoding import Restorer, decode
 from asyncstep.checkpoint.encoding import encode
 from asyncstep.checkpoint.file_system import OperatingSystem
 from asyncstep.checkpoint.local import LocalDirectory
-from asyncstep.checkpoint.state import CheckpointState
+from asyncstep.checkpoint.state import CheckpointState, state_tree
 from asyncstep.checkpoint.writing import CheckpointWriter
 
 
@@ -30,6 +30,11 @@ def round_trip(value: Any, *, allow_pickle: bool = False) -> Any:
         for key, tensor in tensors.by_key.items()
     }
     return decode(tree, Restorer(stored, allow_pickle=allow_pickle))
+
+
+def encode_all(state: CheckpointState, *, allow_pickle: bool = False) -> None:
+    """Encode a state as a save does before it writes anything; raises what cannot be saved."""
+    state_tree(state, Tensors(), allow_pickle=allow_pickle)
 
 
 def state(**variables: Any) -> CheckpointState:

@@ -17,11 +17,10 @@ from asyncstep.checkpoint.arrays import Stored, Tensors, numpy_array
 from asyncstep.checkpoint.decoding import Malformed, Restorer, decode
 from asyncstep.checkpoint.encoding import encode
 from asyncstep.checkpoint.hashing import HashedReader
-from asyncstep.checkpoint.state import check_saveable
 from asyncstep.checkpoint.tensor_file import read
 from asyncstep.errors import FailedPreconditionError, InvalidTypeError
 
-from .parts import round_trip, save, state
+from .parts import encode_all, round_trip, save, state
 
 DTYPES = ["?", "i1", "u1", *(f"{kind}{size}" for kind in "iuf" for size in (2, 4, 8)), "c8"]
 OTHER_DTYPES = ["c16", "M8[ns]", "m8[D]", "U3", "S3", "V5", "g", [("x", "i4"), ("y", ">f8", (2,))]]
@@ -145,7 +144,7 @@ def test_arrays_that_cannot_be_saved_are_named(value: Any, named: str) -> None:
     with pytest.raises(
         InvalidTypeError, match=f"the variable 'bad' cannot be saved: at .'w'. there is {named}"
     ):
-        check_saveable(state(bad={"w": value}))
+        encode_all(state(bad={"w": value}))
 
 
 def test_arrays_of_objects_can_be_pickled() -> None:

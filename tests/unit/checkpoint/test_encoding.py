@@ -25,10 +25,10 @@ from asyncstep.checkpoint import register
 from asyncstep.checkpoint.arrays import Tensors
 from asyncstep.checkpoint.decoding import Restorer, decode
 from asyncstep.checkpoint.encoding import MAX_DEPTH, encode
-from asyncstep.checkpoint.state import CheckpointState, check_saveable
+from asyncstep.checkpoint.state import CheckpointState
 from asyncstep.errors import FailedPreconditionError, InvalidArgumentError, InvalidTypeError
 
-from .parts import round_trip, state
+from .parts import encode_all, round_trip, state
 
 heard: list[str] = []
 
@@ -162,7 +162,7 @@ def test_aware_datetimes_keep_the_kind_of_their_zone() -> None:
 def test_a_value_that_cannot_be_saved_is_named(value: object, where: str, kind: str) -> None:
     """The error says which variable it is, where in its value, of which type, and what can be done."""
     with pytest.raises(InvalidTypeError) as caught:
-        check_saveable(state(good=1, bad=value))
+        encode_all(state(good=1, bad=value))
     message = str(caught.value)
     assert message.startswith(f"the variable 'bad' cannot be saved: {where} ")
     assert kind in message
@@ -173,7 +173,7 @@ def test_a_value_that_cannot_be_saved_is_named(value: object, where: str, kind: 
 def test_the_section_is_named(section: str) -> None:
     """What is no variable is not called one."""
     with pytest.raises(InvalidTypeError, match=r"^the (source|tracked object|hook) 'bad' cannot be saved"):
-        check_saveable(CheckpointState(**{section: {"bad": object()}}))
+        encode_all(CheckpointState(**{section: {"bad": object()}}))
 
 
 def test_a_value_in_itself_is_refused() -> None:
@@ -234,7 +234,7 @@ def test_what_cannot_even_be_pickled_is_named() -> None:
     with pytest.raises(
         InvalidTypeError, match=r"'bad' cannot be saved: there is a _thread.lock, which not even pickle"
     ):
-        check_saveable(state(bad=threading.Lock()), allow_pickle=True)
+        encode_all(state(bad=threading.Lock()), allow_pickle=True)
 
 
 def test_a_zone_without_a_key_is_refused() -> None:
@@ -243,7 +243,7 @@ def test_a_zone_without_a_key_is_refused() -> None:
     with pytest.raises(
         InvalidTypeError, match=r"'bad' cannot be saved: at \[7\] there is a ZoneInfo without a key"
     ):
-        check_saveable(state(bad=dt.datetime(2024, 1, 1, tzinfo=ZoneInfo.from_file(io.BytesIO(utc)))))
+        encode_all(state(bad=dt.datetime(2024, 1, 1, tzinfo=ZoneInfo.from_file(io.BytesIO(utc)))))
 
 
 def test_any_error_while_encoding_names_the_variable() -> None:
@@ -259,17 +259,17 @@ def test_any_error_while_encoding_names_the_variable() -> None:
     register(Growing, to_plain=grow, from_plain=lambda _: Growing())
     value |= {0: Growing(), 1: 1}
     with pytest.raises(RuntimeError, match="changed size during iteration") as caught:
-        check_saveable(state(bad=value))
+        encode_all(state(bad=value))
     assert caught.value.__notes__ == ["while saving the variable 'bad'"]
 
 
 def test_names_are_strings_that_can_be_written() -> None:
     """A name with a lone surrogate, or that is no string, is refused; any other name is fine."""
-    check_saveable(state(**{"layer/0/weights": 1, "..": 2, "\0": 3, "": 4}))
+    encode_all(state(**{"layer/0/weights": 1, "..": 2, "\0": 3, "": 4}))
     with pytest.raises(InvalidArgumentError, match="lone surrogate"):
-        check_saveable(state(**{"\ud800": 1}))
+        encode_all(state(**{"\ud800": 1}))
     with pytest.raises(InvalidTypeError, match="its name is no string"):
-        check_saveable(CheckpointState(variables={1: 1}))  # type: ignore[dict-item]
+        encode_all(CheckpointState(variables={1: 1}))  # type: ignore[dict-item]
 
 
 def test_equal_sets_make_equal_trees() -> None:

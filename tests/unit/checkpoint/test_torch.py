@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from asyncstep.checkpoint import read_checkpoint
-from asyncstep.checkpoint.state import check_saveable
 from asyncstep.errors import InvalidTypeError
 
-from .parts import round_trip, save, state
+from .parts import encode_all, round_trip, save, state
 
 torch = pytest.importorskip("torch")
 
@@ -63,4 +62,4 @@ def test_other_tensors_are_refused(kind: str) -> None:
         "sparse": lambda: torch.eye(2).to_sparse(),
     }[kind]()
     with pytest.raises(InvalidTypeError, match="the variable 'bad' cannot be saved"):
-        check_saveable(state(bad=tensor))
+        encode_all(state(bad=tensor))
