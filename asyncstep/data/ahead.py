@@ -81,6 +81,13 @@ class ReadAhead:
             self._room.set()
             self._room = None
 
+    def let_go(self) -> bool:
+        """Let the step go on that waits for the task; False if there is none."""
+        if self._enough is None:
+            return False
+        self._wake()
+        return True
+
     def _start(self, start_soon: StartSoon | None) -> bool:
         """Start the task; False if there can be none, and there need not be one."""
         self._stream.prepare()

@@ -43,6 +43,9 @@ class Reader:
         self._again: list[tuple[int, Taken]] = []  # a heap, by the first position
         self._parked: set[int] = set()
         self._filling = anyio.Lock(fast_acquire=True)
+        self._queued: list[
+            anyio.CancelScope
+        ] = []  # of steps that wait for it; cancelled when there is no need to
 
     def state(self) -> SourceState:
         """How far the source is."""
@@ -63,12 +66,10 @@ class Reader:
             SessionClosedError, AbortedError: the raw session was closed, or replaced, while this waited.
         """
         taken = None
-        if not self._filling.locked() or (self._again and self._again[0][1].whole):
+        if not self._filling.locked() or (self._gives_again() and not self._queued):
             taken = self._next(transaction)
-        if taken is None:
-            async with self._filling:
-                while (taken := self._next(transaction)) is None:
-                    await self._read(transaction.store)
+        while taken is None:
+            taken = await self._wait(transaction)
         transaction.hold(taken)
         stream = self._stream
         try:
@@ -79,6 +80,48 @@ class Reader:
         if self._ahead is not None:
             self._ahead.taken()
         return values[0] if self._settings.batch is None else values
+
+    async def _wait(self, transaction: Transaction) -> Taken | None:
+        """Wait for the turn to read, and read, or for what is given back; None if another step came before."""
+        if not await self._turn_comes():
+            return self._next(transaction) if self._gives_again() else None
+        try:
+            while (taken := self._next(transaction)) is None:
+                await self._read(transaction.store)
+            return taken
+        finally:
+            self._filling.release()
+
+    async def _turn_comes(self) -> bool:
+        """Wait for the turn to read; False if there is no need to, because something is given back."""
+        offered = anyio.CancelScope()
+        self._queued.append(offered)
+        try:
+            with offered:
+                await self._filling.acquire()
+                return True
+        except BaseException:
+            if offered.cancel_called:
+                self._offer()  # it is for the next one, because this one is cancelled
+            raise
+        finally:
+            self._queued.remove(offered)
+        return False
+
+    def _gives_again(self) -> bool:
+        """Whether something was given back that needs no filling."""
+        return bool(self._again) and self._again[0][1].whole
+
+    def _offer(self) -> None:
+        """Something was given back: let a step have it that waits because another one reads, or that itself.
+
+        A step that reads without a task ahead of it cannot be told, for that would end what it reads.
+        """
+        if self._gives_again() and not (self._ahead is not None and self._ahead.let_go()):
+            for offered in self._queued:
+                if not offered.cancel_called:
+                    offered.cancel()
+                    return
 
     def _next(self, transaction: Transaction) -> Taken | None:
         """What was rolled back, or else what comes next; None if more has to be read for that.
@@ -111,6 +154,8 @@ class Reader:
         self._given.discard(taken)
         if taken.runs:
             heapq.heappush(self._again, (taken.runs[0][0], taken))
+            if taken.whole:
+                self._offer()
 
     def _fill(self, taken: Taken, transaction: Transaction) -> bool:
         """Add items up to the size of a batch; False if more have to be read for that."""

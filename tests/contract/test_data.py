@@ -533,6 +533,92 @@ async def test_an_error_of_the_iterable_is_raised_and_not_taken_for_the_end() ->
         assert await session.run(letter) == "b"
 
 
+class Slow:
+    """A source of letters of which some come when the test lets them, and steps that hold what they get."""
+
+    def __init__(self, **options: Any) -> None:
+        self.gates: dict[str, anyio.Event] = {letter: anyio.Event() for letter in "cdef"}
+        self.got: list[Any] = []
+        with Graph() as self.graph:
+            self.letter = source(self.letters, name="letters", **options)
+
+    async def letters(self) -> AsyncIterator[str]:
+        """Letters of which all but the first two are slow."""
+        for letter in "abcdef":
+            if letter in self.gates:
+                await self.gates[letter].wait()
+            yield letter
+
+    async def hold(self, session: MonitoredSession, scope: anyio.CancelScope) -> None:
+        """A step that keeps its item, until it is cancelled."""
+
+        async def step(ctx: StepContext) -> None:
+            self.got.append(await ctx.session.run(self.letter))
+            await anyio.sleep_forever()
+
+        with scope:
+            await session.run_step_fn(step)
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+async def test_what_is_given_back_goes_to_a_step_that_waits_while_another_reads(batch: int | None) -> None:
+    """D1: a step gets an item that was rolled back at once, however long the next item takes to come."""
+    slow = Slow(batch=batch)
+    scopes = [anyio.CancelScope() for _ in range(6)]
+    first: list[Any] = [["a", "b"]] if batch else ["a", "b"]
+    async with monitored(slow.graph) as session, anyio.create_task_group() as group:
+        for scope in scopes:
+            group.start_soon(slow.hold, session, scope)
+            await anyio.wait_all_tasks_blocked()
+        assert slow.got == first
+        for scope in scopes[: len(first)]:
+            scope.cancel()
+        await anyio.wait_all_tasks_blocked()
+        assert slow.got == [*first, *first]
+        slow.gates["c"].set()
+        slow.gates["d"].set()
+        await anyio.wait_all_tasks_blocked()
+        assert slow.got[2 * len(first) :] == ([["c", "d"]] if batch else ["c", "d"])
+        group.cancel_scope.cancel()
+
+
+async def test_what_is_given_back_is_not_kept_by_a_waiting_step_that_is_cancelled() -> None:
+    """D1: it goes to the next one that waits."""
+    slow = Slow()
+    scopes = [anyio.CancelScope() for _ in range(5)]
+    async with monitored(slow.graph) as session, anyio.create_task_group() as group:
+        for scope in scopes:
+            group.start_soon(slow.hold, session, scope)
+            await anyio.wait_all_tasks_blocked()
+        assert slow.got == ["a", "b"]
+        for at in (0, 3):
+            scopes[at].cancel()
+        await anyio.wait_all_tasks_blocked()
+        assert slow.got == ["a", "b", "a"]
+        assert session.source_state(slow.letter) == SourceState(0, (0, 1), ())
+        group.cancel_scope.cancel()
+
+
+async def test_what_is_given_back_goes_to_the_step_that_waits_for_what_is_read_ahead() -> None:
+    """D1: a step that waits for the task that reads gets an item that was rolled back at once."""
+    slow = Slow(prefetch=3)
+    scopes = [anyio.CancelScope() for _ in range(4)]
+    async with anyio.create_task_group() as background:
+        async with monitored(slow.graph, task_group=background) as session:
+            async with anyio.create_task_group() as group:
+                for scope in scopes:
+                    group.start_soon(slow.hold, session, scope)
+                    await anyio.wait_all_tasks_blocked()
+                assert slow.got == ["a", "b"]
+                scopes[1].cancel()
+                await anyio.wait_all_tasks_blocked()
+                assert slow.got == ["a", "b", "b"]
+                slow.gates["c"].set()
+                await anyio.wait_all_tasks_blocked()
+                assert slow.got == ["a", "b", "b", "c"]
+                group.cancel_scope.cancel()
+
+
 def poisoned(opened: list[int], at: int = 2) -> Callable[[], Iterator[str]]:
     """An iterable that nobody gets past one item of; it notes how often it is opened."""
 
