@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from asyncstep._graph.variable import get_or_create_global_step
+from asyncstep._monitored.coordinator import Coordinator
 from asyncstep._monitored.hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 from asyncstep._runtime.session import Session
 from asyncstep.hooks.named import listed, named_fetches
+from asyncstep.hooks.sampling import Sampler
 from asyncstep.hooks.timer import SecondOrStepTimer, check_intervals
 
 __all__ = ["LoggingHook"]
@@ -24,7 +25,7 @@ class LoggingHook(SessionRunHook):
     Args:
         values: what to log: a mapping of names to fetches, or a sequence of fetches that have names of their
             own (nodes, variables, nodes' names, coroutine functions).
-        every_n_steps: log the first step that this session runs and every n-th from there.
+        every_n_steps: log the first step that this session runs and every n-th from there, by the global step.
         every_n_secs: log the first step, and then one as soon as this many seconds have passed. With both,
             whichever is over first.
         at_end: log once more when the session ends cleanly, by an evaluation after the last step (so name
@@ -33,9 +34,9 @@ class LoggingHook(SessionRunHook):
         formatter: makes the line from a dict of name -> value. None: ``step 7: loss = 0.25 (1.502 sec)``,
             where 7 is the global step that the run committed as, and the time is that since the line before.
 
-    The fetches join only the runs that log. A step is logged after its commit, and one at a time: so with
-    any number of workers the lines come in the order of the steps, and none twice. A step that is rolled back
-    is not logged; the next one is.
+    One worker's runs fetch the values only when they log. Of several workers' runs, those fetch them that may
+    become the step to log, for which one does is known only at its commit. So with any number of workers the
+    lines come from the same steps, in their order, and none twice. A step that is rolled back is not logged.
 
     Python shows INFO only when asked to: ``logging.basicConfig(level=logging.INFO)``.
 
@@ -55,47 +56,43 @@ class LoggingHook(SessionRunHook):
         at_end: bool = False,
         formatter: Callable[[dict[str, Any]], str] | None = None,
     ) -> None:
-        self._timer: SecondOrStepTimer | None = None
+        self._sampler: Sampler | None = None
         if not at_end or every_n_steps is not None or every_n_secs is not None:
             check_intervals("LoggingHook", every_n_steps=every_n_steps, every_n_secs=every_n_secs)
-            self._timer = SecondOrStepTimer(every_n_secs, every_n_steps)
+            self._sampler = Sampler(SecondOrStepTimer(every_n_secs, every_n_steps), every_n_steps)
         self._values = named_fetches("LoggingHook", values)
         self._at_end = at_end
         self._formatter = formatter
 
     async def begin(self) -> None:
-        """Start counting, and make sure that there is a global step for the line at the end."""
+        """Make sure that there is a global step for the line at the end."""
         self._global_step = get_or_create_global_step()
-        self._steps_done = 0
-        self._logging: _LoggedRun | None = None
-        if self._timer is not None:
-            self._timer.reset()
+
+    async def after_create_session(self, session: Session, coord: Coordinator) -> None:
+        """Begin with the first step, also after a recovery."""
+        if self._sampler is not None:
+            self._sampler.restart()
 
     async def before_run(self, run_context: SessionRunContext) -> SessionRunArgs | None:
-        """Ask for the values if a line is due that no other run in flight is going to give."""
-        if self._timer is None or self._logging is not None:
+        """Ask for the values if this run may become the step to log."""
+        if self._sampler is None or not self._sampler.asks(run_context):
             return None
-        if not self._timer.should_trigger_for_step(self._steps_done):
-            return None
-        self._logging = _LoggedRun(run_context, self._steps_done)
         return SessionRunArgs(self._values)
 
     async def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
-        """Log the values if this run was asked for them."""
-        self._steps_done += 1
-        logged = self._logging
-        if logged is None or logged.context is not run_context:
+        """Log the values if this step is due."""
+        step = run_values.global_step
+        assert step is not None
+        if self._sampler is None:
             return
-        self._logging = None
-        assert self._timer is not None
-        secs, _ = self._timer.update_last_triggered_step(logged.due_at)
-        since = "" if secs is None else f" ({secs:.3f} sec)"
-        self._log(f"step {run_values.global_step}: ", run_values.results, since)
+        due, secs = self._sampler.shows(run_context, step)
+        if due:
+            self._log(f"step {step}: ", run_values.results, "" if secs is None else f" ({secs:.3f} sec)")
 
     async def on_run_error(self, run_context: SessionRunContext, error: BaseException) -> None:
-        """Leave the line to the next run."""
-        if self._logging is not None and self._logging.context is run_context:
-            self._logging = None
+        """Leave the line to another run."""
+        if self._sampler is not None:
+            self._sampler.forget(run_context)
 
     async def end(self, session: Session) -> None:
         """Log the values as they are at the end, with `at_end`."""
@@ -108,15 +105,3 @@ class LoggingHook(SessionRunHook):
             logger.info("%s", self._formatter(values))
         else:
             logger.info("%s%s%s", when, listed(values), since)
-
-
-@dataclass(frozen=True, slots=True)
-class _LoggedRun:
-    """The one run in flight that is going to give a line.
-
-    It belongs to the hook and not to a run: while it is set, no other run is asked for the values. So a line
-    that is due is given once, and the next one by a run that begins, and so commits, later.
-    """
-
-    context: SessionRunContext
-    due_at: int  # the number of steps done when it was found due

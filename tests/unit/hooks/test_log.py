@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import anyio
@@ -177,9 +176,12 @@ async def test_a_step_that_is_rolled_back_is_not_logged(lines: Callable[[], list
     assert lines()[0].startswith("step 1: ")
 
 
-async def test_one_run_in_flight_gives_the_line(lines: Callable[[], list[str]]) -> None:
-    """While a slow run is going to log, others do not evaluate the values; its line has its own step."""
+async def test_one_run_in_flight_gives_the_line_that_is_due_by_time(
+    lines: Callable[[], list[str]], clock: list[float]
+) -> None:
+    """While a slow run is going to log because time is up, others do not evaluate the values."""
     asked, go_on = anyio.Event(), anyio.Event()
+    go_on.set()
     with Graph():
 
         @op
@@ -189,15 +191,18 @@ async def test_one_run_in_flight_gives_the_line(lines: Callable[[], list[str]]) 
             return "done"
 
         value = slow()
-        session = MonitoredSession(hooks=[LoggingHook({"value": value}, every_n_steps=1)])
+        session = MonitoredSession(hooks=[LoggingHook({"value": value}, every_n_secs=10)])
     async with session, anyio.create_task_group() as tasks:
-        tasks.start_soon(session.run, value)
+        await session.run(step)
+        clock[0], go_on, asked = 10.0, anyio.Event(), anyio.Event()
+        tasks.start_soon(session.run, step)
         await asked.wait()
         await session.run(step)
         await session.run(step)
         before = lines()
         go_on.set()
-    assert (before, lines()) == ([], ["step 3: value = done"])
+    assert before == ["step 1: value = done"]
+    assert lines() == [*before, "step 4: value = done (10.000 sec)"]
 
 
 async def test_a_failing_run_beside_the_logging_one_takes_nothing_from_it(
@@ -227,26 +232,63 @@ async def test_a_failing_run_beside_the_logging_one_takes_nothing_from_it(
     assert lines() == ["step 1: value = done"]
 
 
-async def test_many_workers_log_in_order_and_nothing_twice(lines: Callable[[], list[str]]) -> None:
-    """With workers whose steps overlap, the steps that are logged grow strictly."""
+@pytest.mark.parametrize("workers", [1, 2, 8])
+async def test_many_workers_log_the_steps_that_one_logs(lines: Callable[[], list[str]], workers: int) -> None:
+    """With workers whose steps overlap, every n-th step is logged, and no other."""
     with Graph():
         number = get_or_create_global_step()
-        session = MonitoredSession(hooks=[LoggingHook([number], every_n_steps=5)])
+        session = MonitoredSession(hooks=[LoggingHook([number], every_n_steps=10)])
 
     async def work(ctx: StepContext) -> None:
-        async def wait() -> None:
-            for _ in range(ctx.worker + 1):
-                await anyio.lowlevel.checkpoint()
+        await ctx.run_with_hooks(anyio.lowlevel.checkpoint)
+        if session.global_step >= 201:
+            ctx.request_stop()
 
-        await ctx.run_with_hooks(wait)
-        if session.global_step >= 200:
+    async with session:
+        await session.loop(work, workers=workers)
+    assert [line.split(":")[0] for line in lines()] == [f"step {n}" for n in range(1, 202, 10)]
+
+
+async def test_every_step_of_many_workers_is_logged_once(lines: Callable[[], list[str]]) -> None:
+    """With every_n_steps=1, eight workers give one line a step, in the order of the steps."""
+    with Graph():
+        number = get_or_create_global_step()
+        session = MonitoredSession(hooks=[LoggingHook([number], every_n_steps=1)])
+
+    async def work(ctx: StepContext) -> None:
+        await ctx.run_with_hooks(anyio.lowlevel.checkpoint)
+        if session.global_step >= 100:
             ctx.request_stop()
 
     async with session:
         await session.loop(work, workers=8)
     steps = [int(line.removeprefix("step ").split(":")[0]) for line in lines()]
-    assert all(earlier < later for earlier, later in pairwise(steps))
-    assert len(steps) > 5
+    assert steps == list(range(1, session.global_step + 1))
+
+
+async def test_a_step_slower_than_all_others_moves_its_line_and_no_later_one(
+    lines: Callable[[], list[str]],
+) -> None:
+    """Where a run that began long ago becomes the due step, the next step is logged; those due later stay."""
+    go_on = anyio.Event()
+
+    async def slow() -> None:
+        await go_on.wait()
+
+    with Graph():
+        number = get_or_create_global_step()
+        session = MonitoredSession(hooks=[LoggingHook([number], every_n_steps=10)])
+    async with session, anyio.create_task_group() as tasks:
+        await session.run(step)
+        tasks.start_soon(session.run, slow)
+        await anyio.wait_all_tasks_blocked()
+        for _ in range(9):
+            await session.run(step)
+        go_on.set()
+        await anyio.wait_all_tasks_blocked()
+        for _ in range(15):
+            await session.run(step)
+    assert [line.split(":")[0] for line in lines()] == ["step 1", "step 12", "step 21"]
 
 
 async def test_a_hook_logs_anew_in_the_next_session(lines: Callable[[], list[str]]) -> None:
