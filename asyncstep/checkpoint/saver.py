@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
@@ -193,9 +194,11 @@ class SaverDirectory:
         self._last = self._thread.submit(self._write, snapshot, metric, replace)
         return Save(snapshot.step, self._last)
 
-    def _write(self, snapshot: Snapshot, metric: Metric | None, replace: bool) -> None:
+    def _write(self, snapshot: Snapshot, metric: Metric | None, replace: bool) -> float:
+        began = time.monotonic()
         self._saver.write(self._writer, snapshot, metric, replace=replace)
         self.newest_step = snapshot.step
+        return time.monotonic() - began
 
     def release(self) -> None:
         """Let others write into the directory, once a save that is in flight is done. Does not wait."""
@@ -236,6 +239,12 @@ class Save:
     def raise_error(self) -> None:
         """Raise what the save raised, if it has failed."""
         self._future.result()
+
+    @property
+    def seconds(self) -> float:
+        """How long writing it took, once it is durable."""
+        seconds: float = self._future.result()
+        return seconds
 
 
 def _state(snapshot: Snapshot) -> CheckpointState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,12 @@ from asyncstep._runtime.snapshot import global_step
 from asyncstep.checkpoint import Saver
 from asyncstep.checkpoint.directory import check_path
 from asyncstep.errors import FailedPreconditionError, InvalidTypeError, kind_of
+from asyncstep.hooks.shared import shared
 from asyncstep.hooks.timer import SecondOrStepTimer
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Iterable
 
     from asyncstep._monitored.coordinator import Coordinator
     from asyncstep._runtime.session import Session
@@ -36,6 +38,42 @@ class CheckpointSaverListener:
 
     async def end(self, session: Session, step: int) -> None:
         """The session ends; the last checkpoint is written."""
+
+
+SaveObserver = Callable[[int, float], None]
+"""Told of a checkpoint that is durable: its global step, and the seconds that writing it took."""
+
+
+class Checkpoints:
+    """The checkpoints of one session, for its other hooks; see `shared`.
+
+    Attributes:
+        saved: whether a `CheckpointSaverHook` saves any.
+        newest_step: the global step of the newest one, be it of an earlier session; None if there is none.
+        listeners: are told of each save, after the saver hook's own; `begin` is over when they come.
+    """
+
+    def __init__(self) -> None:
+        self.saved: bool = False
+        self.newest_step: int | None = None
+        self.listeners: list[CheckpointSaverListener] = []
+        self._observers: list[SaveObserver] = []
+
+    def listen(self, listener: CheckpointSaverListener) -> None:
+        """Tell a listener of every save from now on."""
+        if listener not in self.listeners:
+            self.listeners.append(listener)
+
+    def observe(self, observer: SaveObserver) -> None:
+        """Tell an observer of every checkpoint from now on."""
+        if observer not in self._observers:
+            self._observers.append(observer)
+
+    def tell(self, step: int, seconds: float) -> None:
+        """There is one more, durable."""
+        self.newest_step = step
+        for observer in self._observers:
+            observer(step, seconds)
 
 
 class CheckpointSaverHook(SessionRunHook):
@@ -87,8 +125,13 @@ class CheckpointSaverHook(SessionRunHook):
         self._save: Save | None = None
         # The changes that the newest checkpoint holds, if it is one of this session.
         self._saved_changes: int | None = None
+        self._checkpoints = Checkpoints()
         self._ready = False  # whether the session may save into the directory
         self._busy = False  # whether a step is beginning or concluding a save; the others go on
+
+    @property
+    def _told(self) -> tuple[CheckpointSaverListener, ...]:
+        return (*self._listeners, *self._checkpoints.listeners)
 
     async def begin(self) -> None:
         self._forget()  # what is of an earlier session
@@ -109,6 +152,10 @@ class CheckpointSaverHook(SessionRunHook):
                 f" step {step}; restore it (ChiefSessionCreator(checkpoint_dir=...)), or save into another"
                 " directory"
             )
+        self._checkpoints = shared(coord, Checkpoints)
+        self._checkpoints.saved = True
+        if directory.newest_step is not None:
+            self._checkpoints.newest_step = directory.newest_step
         restored = session.store.restored_step
         self._saved_changes = session.store.changes if directory.newest_step == restored == step else None
         self._ready = True
@@ -141,7 +188,7 @@ class CheckpointSaverHook(SessionRunHook):
         if ours and self._saved_changes == session.store.changes:
             self._timer.update_last_triggered_step(step)
             return  # noqa: ASYNC910 - no step waits for a save (contract K1)
-        for listener in self._listeners:
+        for listener in self._told:
             await listener.before_save(session, step)
         metric, failure = None, None
         try:
@@ -171,12 +218,13 @@ class CheckpointSaverHook(SessionRunHook):
         except BaseException:
             self._saved_changes = None
             raise
+        self._checkpoints.tell(save.step, save.seconds)
         wishes: list[bool | None] = []
 
         async def tell(listener: CheckpointSaverListener) -> None:
             wishes.append(await listener.after_save(session, save.step))
 
-        await _all("listeners failed after a save", [partial(tell, each) for each in self._listeners])
+        await _all("listeners failed after a save", [partial(tell, each) for each in self._told])
         return any(wish is True for wish in wishes)
 
     async def end(self, session: Session) -> None:
@@ -193,7 +241,7 @@ class CheckpointSaverHook(SessionRunHook):
         parts: list[Callable[[], Awaitable[object]]] = [partial(self._conclude, session)]
         if save and self._ready and session.opened and session.intact:
             parts += [partial(self._begin_save, session, step), partial(self._conclude, session)]
-        parts += [partial(listener.end, session, step) for listener in self._listeners]
+        parts += [partial(listener.end, session, step) for listener in self._told]
         await _all("the last saves failed", parts)
 
 

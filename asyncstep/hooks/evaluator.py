@@ -7,11 +7,16 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from inspect import isawaitable
 from typing import Any
 
+import anyio
+
 from asyncstep._monitored.coordinator import Coordinator
 from asyncstep._monitored.hook import SessionRunContext, SessionRunHook, SessionRunValues
 from asyncstep._runtime.session import Session
-from asyncstep.errors import InvalidArgumentError, InvalidTypeError, kind_of
+from asyncstep._runtime.snapshot import global_step
+from asyncstep.errors import FailedPreconditionError, InvalidArgumentError, InvalidTypeError, kind_of
+from asyncstep.hooks.checkpoint import Checkpoints, CheckpointSaverListener
 from asyncstep.hooks.named import listed
+from asyncstep.hooks.shared import shared
 from asyncstep.hooks.timer import SecondOrStepTimer, check_intervals
 
 __all__ = ["Evaluations", "EvaluatorHook", "evaluations_of"]
@@ -32,16 +37,20 @@ class EvaluatorHook(SessionRunHook):
         name: under which the results are known: with results ``{"loss": 0.5}`` and the name ``eval`` there is
             an ``eval/loss`` for `EarlyStoppingHook`.
         on_result: awaited with the global step and the result, which has the nesting of `fetches`.
+        at_saves: evaluate also what the session's `CheckpointSaverHook` is about to save, and, at a clean end,
+            the last state. Then both intervals may be left out. The checkpoint is saved also if its evaluation
+            fails; the error is raised afterwards.
 
     The newest result is `last_result`, and each is logged at INFO as ``eval, step 7: loss = 0.5``. Where a hook of
     the session writes summaries (`SummarySaverHook`, `StepCounterHook`), it writes what numbers, strings and
     summaries there are in a result, too, as ``eval/loss``. The step
     that triggers an evaluation waits for it, after its commit. Other workers go on, and the evaluation reads
-    what they have committed meanwhile. One is made at a time, so results come in the order of the steps. An
-    error of an evaluation is raised by the run that made it (contract T7).
+    what they have committed meanwhile. One is made at a time, and none twice for one step, so results come in
+    the order of the steps. An error of an evaluation is raised by the run that made it (contract T7).
 
     Raises:
         InvalidArgumentError: no interval, or one that is not positive; two of one name in a session.
+        FailedPreconditionError: from the first run, with `at_saves`: the session has no `CheckpointSaverHook`.
         InvalidTypeError: a name that is no string, or an `on_result` that is not async.
 
     TensorFlow: ``tf.estimator.experimental.InMemoryEvaluatorHook``.
@@ -56,8 +65,12 @@ class EvaluatorHook(SessionRunHook):
         feed_dict: Mapping[Any, Any] | None = None,
         name: str = "eval",
         on_result: Callable[[int, Any], Awaitable[object]] | None = None,
+        at_saves: bool = False,
     ) -> None:
-        check_intervals("EvaluatorHook", every_n_steps=every_n_steps, every_n_secs=every_n_secs)
+        self._timer: SecondOrStepTimer | None = None
+        if not at_saves or every_n_steps is not None or every_n_secs is not None:
+            check_intervals("EvaluatorHook", every_n_steps=every_n_steps, every_n_secs=every_n_secs)
+            self._timer = SecondOrStepTimer(every_n_secs, every_n_steps)
         if not isinstance(name, str):
             raise InvalidTypeError(f"EvaluatorHook: name must be a string, got {kind_of(name)}")
         if on_result is not None and not callable(on_result):
@@ -68,9 +81,8 @@ class EvaluatorHook(SessionRunHook):
         self._fetches = fetches
         self._feed_dict = feed_dict
         self._on_result = on_result
-        self._timer = SecondOrStepTimer(every_n_secs, every_n_steps)
+        self._at_saves = _AtSaves(self) if at_saves else None
         self._last_result: Any = None
-        self._evaluating = False
 
     @property
     def last_result(self) -> Any:
@@ -80,32 +92,58 @@ class EvaluatorHook(SessionRunHook):
     async def begin(self) -> None:
         """Forget the results of a session before."""
         self._last_result = None
+        self._one_at_a_time = anyio.Lock()
 
     async def after_create_session(self, session: Session, coord: Coordinator) -> None:
         """Begin with the first step, also after a recovery, and let other hooks know the name."""
-        self._timer.reset()
+        self._evaluated: int | None = None
+        self._coord = coord
+        if self._timer is not None:
+            self._timer.reset()
         self._evaluations = evaluations_of(coord)
         self._evaluations.announce(self.name, self)
+        self._checkpoints = shared(coord, Checkpoints)
+        if self._at_saves is not None:
+            self._checkpoints.listen(self._at_saves)
 
     async def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
         """Evaluate if it is due at the step that has just been committed, and no evaluation is under way."""
         step = run_values.global_step
         assert step is not None
-        last = self._timer.last_triggered_step()
-        if (
-            self._evaluating
-            or (last is not None and step <= last)
-            or not self._timer.should_trigger_for_step(step)
-        ):
+        if self._at_saves is not None and not self._checkpoints.saved:
+            raise FailedPreconditionError(
+                "EvaluatorHook(at_saves=True) evaluates when checkpoints are saved, but the session saves none;"
+                " add a CheckpointSaverHook, or give an interval"
+            )
+        if self._timer is None or self._one_at_a_time.locked() or self._is_past(step):
             return
-        self._timer.update_last_triggered_step(step)
-        self._evaluating = True
-        try:
-            await self._evaluate(step, run_context.session)
-        finally:
-            self._evaluating = False
+        if self._timer.should_trigger_for_step(step):
+            async with self._one_at_a_time:
+                await self._evaluate(step, run_context.session)
+
+    async def end(self, session: Session) -> None:
+        """Evaluate the last state, with `at_saves`; it is saved, or is going to be."""
+        step = global_step(session.store)
+        if self._at_saves is not None and self._checkpoints.saved and not self._is_past(step):
+            await self._evaluate(step, session)
+
+    async def evaluate_before_save(self, session: Session, step: int) -> None:
+        """Evaluate what is about to be saved, unless that has been done at this step.
+
+        The last save of a session must not wait: closing has its deadline, and there may be an error.
+        """
+        async with self._one_at_a_time:
+            if not self._coord.should_stop() and not self._is_past(step):
+                await self._evaluate(step, session)
+
+    def _is_past(self, step: int) -> bool:
+        """Whether this step, or a later one, has been evaluated."""
+        return self._evaluated is not None and step <= self._evaluated
 
     async def _evaluate(self, step: int, session: Session) -> None:
+        self._evaluated = step
+        if self._timer is not None:
+            self._timer.update_last_triggered_step(step)
         result = await session.run(self._fetches, self._feed_dict)
         self._last_result = result
         shown = listed(result) if isinstance(result, Mapping) else result
@@ -118,6 +156,34 @@ class EvaluatorHook(SessionRunHook):
                     "EvaluatorHook: on_result must be async, but what it gives cannot be awaited"
                 )
             await told
+
+
+class _AtSaves(CheckpointSaverListener):
+    """Has an evaluator evaluate what is about to be saved; its errors must not cost the checkpoint."""
+
+    def __init__(self, hook: EvaluatorHook) -> None:
+        self._hook = hook
+        self._failure: Exception | None = None
+
+    async def before_save(self, session: Session, step: int) -> None:
+        try:
+            await self._hook.evaluate_before_save(session, step)
+        except Exception as error:
+            self._failure = error  # raised by `after_save`
+
+    async def after_save(self, session: Session, step: int) -> None:
+        self._raise()
+
+    async def end(self, session: Session, step: int) -> None:
+        self._raise()  # where the save has failed as well
+
+    def _raise(self) -> None:
+        failure, self._failure = self._failure, None
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            del failure
 
 
 Observer = Callable[[str, int, Mapping[str, Any]], None]
@@ -154,15 +220,9 @@ class Evaluations:
             observer(name, step, values)
 
 
-_of_session: dict[Coordinator, Evaluations] = {}
-
-
 def evaluations_of(coord: Coordinator) -> Evaluations:
-    """The evaluations of the session that has this coordinator; they are forgotten when it is closed."""
-    if coord not in _of_session:
-        _of_session[coord] = Evaluations()
-        coord.call_when_closed(lambda: _of_session.__delitem__(coord))
-    return _of_session[coord]
+    """The evaluations of the session that has this coordinator."""
+    return shared(coord, Evaluations)
 
 
 def tagged(tag: str, result: Any) -> Iterator[tuple[str, Any]]:

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
 import asyncstep.hooks.evaluator
+import asyncstep.hooks.shared
 from asyncstep import (
     AbortedError,
     Graph,
@@ -29,8 +31,9 @@ from asyncstep import (
     placeholder,
     source,
 )
-from asyncstep.errors import InvalidArgumentError, InvalidTypeError
-from asyncstep.hooks import EvaluatorHook, SecondOrStepTimer
+from asyncstep.checkpoint import Saver, list_checkpoints, read_checkpoint
+from asyncstep.errors import FailedPreconditionError, InvalidArgumentError, InvalidTypeError
+from asyncstep.hooks import CheckpointSaverHook, EvaluatorHook, SecondOrStepTimer
 from asyncstep.hooks.evaluator import evaluations_of, tagged
 
 pytestmark = pytest.mark.anyio
@@ -265,7 +268,90 @@ async def test_a_closed_session_leaves_nothing() -> None:
         session = MonitoredSession(hooks=[Keeping(), EvaluatorHook(step, every_n_steps=1)])
     async with session:
         during = evaluations_of(coords[0]).names
-    assert (during, asyncstep.hooks.evaluator._of_session) == (("eval",), {})
+    assert (during, asyncstep.hooks.shared._of_session) == (("eval",), {})
+
+
+async def test_what_is_saved_is_evaluated(results: Results, tmp_path: Path) -> None:
+    """With at_saves, what each checkpoint has in it is evaluated, and at a clean end what the last one has."""
+    with Graph():
+        total = Variable(0, name="total")
+        add = total.assign_add(1)
+        saver = CheckpointSaverHook(tmp_path, save_steps=3, saver=Saver(max_to_keep=None))
+        session = MonitoredSession(hooks=[EvaluatorHook(total, at_saves=True, on_result=results), saver])
+    async with session:
+        for _ in range(5):
+            await session.run(add)
+            if saver._save is not None:
+                await saver._save.settled()
+    checkpoints = [read_checkpoint(each.path) for each in list_checkpoints(tmp_path)]
+    assert results.told == [(1, 1), (4, 4), (5, 5)]
+    assert [(each.step, each.variables["total"]) for each in checkpoints] == results.told
+
+
+@pytest.mark.parametrize("evaluator_first", [True, False])
+async def test_a_step_is_evaluated_once(results: Results, tmp_path: Path, evaluator_first: bool) -> None:
+    """A step at which an interval is over and a checkpoint is saved is evaluated once, in any order of hooks."""
+    with Graph():
+        hooks: list[SessionRunHook] = [
+            EvaluatorHook(step, every_n_steps=2, at_saves=True, on_result=results),
+            CheckpointSaverHook(tmp_path, save_secs=1000),
+        ]
+        session = MonitoredSession(hooks=hooks if evaluator_first else hooks[::-1])
+    async with session:
+        for _ in range(3):
+            await session.run(step)
+    assert [at for at, _ in results.told] == [1, 3]
+
+
+async def test_a_failing_evaluation_does_not_cost_the_checkpoint(tmp_path: Path) -> None:
+    """The state is saved, and the evaluation's error is raised."""
+
+    async def fails() -> None:
+        raise ZeroDivisionError
+
+    with Graph():
+        hooks = [EvaluatorHook(fails, at_saves=True), CheckpointSaverHook(tmp_path, save_steps=10)]
+        session = MonitoredSession(hooks=hooks)
+
+    async def one_step() -> None:
+        async with session:
+            await session.run(step)
+            session.request_stop()
+
+    with pytest.raises(BaseException) as caught:
+        await one_step()
+    errors = caught.value.exceptions if isinstance(caught.value, ExceptionGroup) else [caught.value]
+    assert {type(error) for error in errors} == {ZeroDivisionError}
+    assert [found.step for found in list_checkpoints(tmp_path)] == [1]
+
+
+async def test_an_error_ends_the_session_without_an_evaluation(results: Results, tmp_path: Path) -> None:
+    """What is saved when a session fails is not evaluated: nothing is to delay that save."""
+    with Graph():
+        hooks = [
+            EvaluatorHook(step, at_saves=True, on_result=results),
+            CheckpointSaverHook(tmp_path, save_steps=10),
+        ]
+        session = MonitoredSession(hooks=hooks)
+
+    async def fail() -> None:
+        async with session:
+            await session.run(step)
+            await session.run(step)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    assert ([at for at, _ in results.told], list_checkpoints(tmp_path)[-1].step) == ([1], 2)
+
+
+async def test_at_saves_needs_saves() -> None:
+    """Without a CheckpointSaverHook, which would never come, the first run says so."""
+    with Graph():
+        session = MonitoredSession(hooks=[EvaluatorHook(step, at_saves=True)])
+    async with session:
+        with pytest.raises(FailedPreconditionError, match="add a CheckpointSaverHook"):
+            await session.run(step)
 
 
 async def test_on_result_is_async() -> None:
