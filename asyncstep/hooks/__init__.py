@@ -11,6 +11,7 @@ from asyncstep.hooks.early_stopping import EarlyStoppingHook
 from asyncstep.hooks.evaluator import EvaluatorHook
 from asyncstep.hooks.feed_fn import FeedFnHook
 from asyncstep.hooks.final_ops import FinalOpsHook
+from asyncstep.hooks.functions import on_step
 from asyncstep.hooks.log import LoggingHook
 from asyncstep.hooks.nan import NanHook
 from asyncstep.hooks.signal import SignalHook
@@ -18,6 +19,7 @@ from asyncstep.hooks.step_counter import StepCounterHook
 from asyncstep.hooks.step_waiter import GlobalStepWaiterHook
 from asyncstep.hooks.stop_at_step import StopAtStepHook
 from asyncstep.hooks.summary_saver import SummarySaverHook
+from asyncstep.hooks.thread import ThreadHook
 from asyncstep.hooks.timer import SecondOrStepTimer
 
 __all__ = [
@@ -35,4 +37,6 @@ __all__ = [
     "StepCounterHook",
     "StopAtStepHook",
     "SummarySaverHook",
+    "ThreadHook",
+    "on_step",
 ]
