@@ -46,7 +46,9 @@ class EvaluatorHook(SessionRunHook):
     summaries there are in a result, too, as ``eval/loss``. The step
     that triggers an evaluation waits for it, after its commit. Other workers go on, and the evaluation reads
     what they have committed meanwhile. One is made at a time, and none twice for one step, so results come in
-    the order of the steps. An error of an evaluation is raised by the run that made it (contract T7).
+    the order of the steps. An error of an evaluation is raised by the run that made it (contract T7). Checkpoints
+    know which step was evaluated last (`state_dict`), so a loop that is killed and resumed is evaluated after the
+    same steps.
 
     Raises:
         InvalidArgumentError: no interval, or one that is not positive; two of one name in a session.
@@ -83,6 +85,7 @@ class EvaluatorHook(SessionRunHook):
         self._on_result = on_result
         self._at_saves = _AtSaves(self) if at_saves else None
         self._last_result: Any = None
+        self._evaluated: int | None = None
 
     @property
     def last_result(self) -> Any:
@@ -90,16 +93,16 @@ class EvaluatorHook(SessionRunHook):
         return self._last_result
 
     async def begin(self) -> None:
-        """Forget the results of a session before."""
+        """Forget the session before."""
         self._last_result = None
         self._one_at_a_time = anyio.Lock()
+        self._go_on_from(None)
 
     async def after_create_session(self, session: Session, coord: Coordinator) -> None:
-        """Begin with the first step, also after a recovery, and let other hooks know the name."""
-        self._evaluated: int | None = None
+        """Begin again where a recovery went back without a checkpoint, and let other hooks know the name."""
+        if self._evaluated is not None and self._evaluated > global_step(session.store):
+            self._go_on_from(None)
         self._coord = coord
-        if self._timer is not None:
-            self._timer.reset()
         self._evaluations = evaluations_of(coord)
         self._evaluations.announce(self.name, self)
         self._checkpoints = shared(coord, Checkpoints)
@@ -139,6 +142,21 @@ class EvaluatorHook(SessionRunHook):
     def _is_past(self, step: int) -> bool:
         """Whether this step, or a later one, has been evaluated."""
         return self._evaluated is not None and step <= self._evaluated
+
+    def state_dict(self) -> dict[str, int | None]:
+        """Which step was evaluated last."""
+        return {"step": self._evaluated}
+
+    def load_state_dict(self, state: Mapping[str, int | None]) -> None:
+        """Go on from what `state_dict` gave; an interval in seconds begins anew."""
+        self._go_on_from(state["step"])
+
+    def _go_on_from(self, step: int | None) -> None:
+        self._evaluated = step
+        if self._timer is not None:
+            self._timer.reset()
+            if step is not None:
+                self._timer.update_last_triggered_step(step)
 
     async def _evaluate(self, step: int, session: Session) -> None:
         self._evaluated = step

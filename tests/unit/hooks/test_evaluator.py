@@ -18,6 +18,7 @@ from asyncstep import (
     AbortedError,
     Graph,
     MonitoredSession,
+    MonitoredTrainingSession,
     OutOfRangeError,
     Recovery,
     Session,
@@ -26,6 +27,7 @@ from asyncstep import (
     SessionRunHook,
     StepContext,
     StopKind,
+    StopReason,
     Variable,
     op,
     placeholder,
@@ -33,7 +35,13 @@ from asyncstep import (
 )
 from asyncstep.checkpoint import Saver, list_checkpoints, read_checkpoint
 from asyncstep.errors import FailedPreconditionError, InvalidArgumentError, InvalidTypeError
-from asyncstep.hooks import CheckpointSaverHook, EvaluatorHook, SecondOrStepTimer
+from asyncstep.hooks import (
+    CheckpointSaverHook,
+    EarlyStoppingHook,
+    EvaluatorHook,
+    SecondOrStepTimer,
+    StopAtStepHook,
+)
 from asyncstep.hooks.evaluator import evaluations_of, tagged
 
 pytestmark = pytest.mark.anyio
@@ -228,6 +236,34 @@ async def test_after_a_recovery_the_first_step_is_evaluated(results: Results) ->
         for _ in range(3):
             await session.run(planned)
     assert results.told == [(1, None), (1, None)]
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 6, 7])
+async def test_a_resumed_loop_is_evaluated_after_the_same_steps(
+    results: Results, tmp_path: Path, stop_at: int
+) -> None:
+    """K4: wherever the loop was interrupted, evaluations and what waits for them go on as if it was not."""
+
+    async def loop(last_step: int) -> tuple[int, StopReason | None]:
+        with Graph():
+            score = Variable(1, name="score")
+            add = score.assign_add(1)
+            hooks = [
+                StopAtStepHook(last_step=last_step),
+                EvaluatorHook({"score": score}, every_n_steps=3, on_result=results),
+                EarlyStoppingHook("eval/score", patience=3),
+            ]
+            session = MonitoredTrainingSession(hooks=hooks, checkpoint_dir=tmp_path)
+        async with session:
+            while not session.should_stop():
+                await session.run(add)
+        return session.global_step, session.stop_reason
+
+    await loop(stop_at)
+    step, reason = await loop(100)
+    assert results.told == [(1, {"score": 2}), (4, {"score": 5}), (7, {"score": 8}), (10, {"score": 11})]
+    assert reason is not None
+    assert (step, reason.origin) == (10, "EarlyStoppingHook")
 
 
 async def test_a_hook_evaluates_anew_in_the_next_session(results: Results) -> None:
