@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from asyncstep._graph.node import Placeholder
+from asyncstep._graph.node import Placeholder, StateNode
 from asyncstep._graph.variable import Variable, Write
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ def to_mermaid(graph: Graph) -> str:
         lines.extend(f"    {ids[other]} -.-> {key}" for other in node.controls)
         if isinstance(node, Write):
             lines.append(f"    {key} -.->|writes| {ids[node.variable]}")
+        elif isinstance(node, StateNode):
+            lines.append(f"    {key} -.->|{node.verb}| {ids[node.target]}")
     return "\n".join(lines) + "\n"
 
 

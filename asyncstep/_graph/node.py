@@ -82,6 +82,31 @@ class After(Node[T_co]):
         super().__init__(f"{target.name}_after", inputs=(target,), controls=others)
 
 
+class StateNode(Node[T_co]):
+    """A node of a floor above that reads or changes, without waiting, what a session has of another node.
+
+    Attributes:
+        target: the other node.
+        verb: what this does to it, for pictures.
+        args: values, or nodes, in nestings of lists, tuples and dicts.
+    """
+
+    __slots__ = ("args", "target", "verb")
+
+    def __init__(self, target: Node[Any], verb: str, args: tuple[Any, ...] = ()) -> None:
+        from asyncstep._graph.op import as_given, nodes_in
+
+        self.target = target
+        self.verb = verb
+        self.args: tuple[Any, ...] = as_given(args)
+        inputs = nodes_in(args)
+        super().__init__(f"{target.name}_{verb}", inputs=inputs, graph=own_graph(target, inputs))
+
+    def apply(self, transaction: Any, args: tuple[Any, ...]) -> T_co:
+        """The node's value in a run; `args` are the values of its own."""
+        raise NotImplementedError
+
+
 @final
 class Group(Node[None]):
     """None, once other nodes have been evaluated."""
@@ -109,6 +134,17 @@ def group(*nodes: Node[Any], name: str | None = None) -> Node[None]:
 def placeholder(name: str, *, default: Any = MISSING) -> Node[Any]:
     """A value that a run must feed, by ``feed_dict={node_or_name: value}``; else `default`, if given."""
     return Placeholder(name, default)
+
+
+def own_graph(owner: Node[Any], inputs: tuple[Node[Any], ...]) -> Graph:
+    """The graph of a node that others are made from; InvalidArgumentError if their inputs are in another."""
+    for node in inputs:
+        if node.graph is not owner.graph:
+            raise InvalidArgumentError(
+                f"the {type(owner).__name__.lower()} {owner.name!r} is in {owner.graph.described},"
+                f" but {node.name!r} is in {node.graph.described}"
+            )
+    return owner.graph
 
 
 def _check_nodes(nodes: tuple[object, ...], where: str) -> None:

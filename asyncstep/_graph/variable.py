@@ -7,8 +7,8 @@ import operator
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, final, overload
 
 from asyncstep._graph.graph import GLOBAL_STEP, get_default_graph
-from asyncstep._graph.node import Node
-from asyncstep.errors import InvalidArgumentError, InvalidTypeError, NotFoundError, kind_of
+from asyncstep._graph.node import Node, own_graph
+from asyncstep.errors import InvalidTypeError, NotFoundError, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +82,7 @@ class Write(Node[T]):
 
     def __init__(self, verb: str, variable: Variable[T], inputs: tuple[Node[Any], ...]) -> None:
         self.variable = variable
-        super().__init__(f"{variable.name}_{verb}", inputs=inputs, graph=_own_graph(variable, inputs))
+        super().__init__(f"{variable.name}_{verb}", inputs=inputs, graph=own_graph(variable, inputs))
         variable.written = True
 
 
@@ -120,16 +120,6 @@ class Update(Write[T]):
         self.function = function
         self.args: tuple[Any, ...] = as_given(args)
         super().__init__("update", variable, nodes_in(args))
-
-
-def _own_graph(variable: Variable[Any], inputs: tuple[Node[Any], ...]) -> Graph:
-    for node in inputs:
-        if node.graph is not variable.graph:
-            raise InvalidArgumentError(
-                f"the variable {variable.name!r} is in {variable.graph.described},"
-                f" but {node.name!r} is in {node.graph.described}"
-            )
-    return variable.graph
 
 
 def _name_of(function: object) -> str:

@@ -81,6 +81,8 @@ async def attempt_run(context: SessionRunContext, raw: Session, step: Transactio
         transaction.owner = None
         if transaction.final_errors:
             transaction.final_errors = ()
+        if transaction.at_end is not None:
+            transaction.over()
 
 
 async def _evaluate(

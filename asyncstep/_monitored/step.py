@@ -177,6 +177,8 @@ async def _attempt_step_fn(
         current.set(before)
         context.end()
         transaction.owner = None
+        if transaction.at_end is not None:
+            transaction.over()
 
 
 def _commit_rest(transaction: Transaction) -> None:

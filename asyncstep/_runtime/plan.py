@@ -11,7 +11,7 @@ from bisect import bisect_left
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from asyncstep._graph.node import MISSING, After, Group, Node, Placeholder
+from asyncstep._graph.node import MISSING, After, Group, Node, Placeholder, StateNode
 from asyncstep._graph.op import OpNode, nodes_in
 from asyncstep._graph.variable import Assign, Update, Variable
 from asyncstep._runtime.calls import call_of
@@ -198,6 +198,9 @@ def _step(leaf: Leaf, slots: dict[Leaf, int]) -> Step:
             return (INLINE, _assign(leaf, slots), None)
         case Update():
             return (INLINE, _update(leaf, slots), None)
+        case StateNode(apply=apply):
+            args = _builder(leaf.args, slots)
+            return (INLINE, lambda values, transaction: apply(transaction, args(values)), None)
         case After(target=Variable(name=name)) if (
             leaf.target not in slots or slots[leaf.target] >= slots[leaf]
         ):

@@ -229,6 +229,8 @@ class Session:
             raise
         finally:
             current.set(before)
+            if transaction.at_end is not None:
+                transaction.over()
         return request.result(values)
 
     # What follows is for the monitored session.

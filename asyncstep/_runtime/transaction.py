@@ -129,9 +129,11 @@ class Transaction:
         final_errors: errors met inside this step that no retry may take for its failure: those that hooks
             raised after a commit, and those of background tasks. Forgotten when the attempt ends.
         stop_asked: whether the session was asked to stop by this very step.
+        at_end: what is called when the step is over; None for nothing.
     """
 
     __slots__ = (
+        "at_end",
         "counts",
         "failed_items",
         "final_errors",
@@ -163,6 +165,7 @@ class Transaction:
         self.counts: bool = False
         self.stop_asked: bool = False
         self.final_errors: tuple[BaseException, ...] = ()
+        self.at_end: list[Callable[[], None]] | None = None
 
     def read(self, name: str) -> Any:
         """The transaction's own last write of a variable, else the enclosing one's, else the committed value."""
@@ -203,6 +206,16 @@ class Transaction:
         if self.items is None:
             self.items = []
         self.items.append(items)
+
+    def call_at_end(self, function: Callable[[], None]) -> None:
+        """Call a function when the step is over, whichever way: also if nothing is left to commit or roll back."""
+        self.at_end = [*(self.at_end or ()), function]
+
+    def over(self) -> None:
+        """The step, or the raw run outside of any step, has ended."""
+        calls, self.at_end = self.at_end, None
+        for call in calls or ():
+            call()
 
     def merge(self, target: Transaction) -> None:
         """Make all of this part of `target`, the enclosing transaction."""

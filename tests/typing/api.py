@@ -39,7 +39,7 @@ from asyncstep import (
     placeholder,
     source,
 )
-from asyncstep.data import Source, SourceState
+from asyncstep.data import Queue, Source, SourceState, queue
 from asyncstep.hooks import (
     FeedFnHook,
     FinalOpsHook,
@@ -132,6 +132,17 @@ def sources_have_the_type_of_an_item() -> None:
     assert_type(source(lines, name="async function", repeat=None), Source[str])
     assert_type(source(["a"], name="batched", batch=2, drop_remainder=True), Source[list[str]])
     tokenize(source(["a"], name="feeds an op"))
+
+
+def queues_have_the_type_of_an_item() -> None:
+    """A queue is a node of its items, or of lists of them; what is put are items."""
+    frontier = queue(["a line"], name="frontier", unique=str.lower)
+    assert_type(frontier, Queue[str, str])
+    tokenize(frontier)
+    assert_type(frontier.put(tokenize(frontier)), Node[None])
+    frontier.put(["another line", op(str)("a node")])
+    assert_type(frontier.size(), Node[int])
+    assert_type(queue([1], name="batched", batch=2), Queue[list[int], int])
 
 
 async def a_raw_run_has_the_type_of_its_fetch(graph: Graph) -> None:
