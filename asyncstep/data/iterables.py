@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio.lowlevel
@@ -16,7 +16,7 @@ from asyncstep.data.stream import FAILURE, Place, Stream
 from asyncstep.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
-    from asyncstep.data.opening import Opened, Opener
+    from asyncstep.data.opening import Closable, Opened, Opener
     from asyncstep.data.settings import Settings
     from asyncstep.data.snapshots import Snapshot
 
@@ -55,7 +55,7 @@ class IterableStream(Stream):
         self._course = Course(name, settings, Positions(), Epochs())
         self._opened: Opened | None = None
         self._ended = False
-        self._stale: list[Any] = []
+        self._stale: list[AsyncGenerator[Any, Any] | Closable] = []
         self._given_up: Place | None = None
         self._poison: str | None = None
         self._reading = False
@@ -214,7 +214,9 @@ class IterableStream(Stream):
 
     def _end(self) -> None:
         """The iterator has given all of its items."""
+        assert self._opened is not None
         self._ended = self._course.end()
+        self._close_later(self._opened.closable)
         self._opened = None
         self._publish()
 
@@ -223,7 +225,7 @@ class IterableStream(Stream):
         assert self._opened is not None
         if isinstance(error, Exception):
             self._note_failure(error)
-        if isinstance(error, Exception) or isinstance(self._opened.iterator, AsyncGenerator | Generator):
+        if isinstance(error, Exception) or self._opened.generator is not None:
             self._discard()
 
     def _note_failure(self, error: Exception) -> None:
@@ -244,20 +246,25 @@ class IterableStream(Stream):
 
     def _discard(self) -> None:
         """Close what is open as soon as that can be waited for."""
-        if self._opened is not None and isinstance(self._opened.iterator, AsyncGenerator | Generator):
-            self._stale.append(self._opened.iterator)
+        if self._opened is not None:
+            self._close_later(self._opened.generator)
+            self._close_later(self._opened.closable)
         self._opened = None
+
+    def _close_later(self, stale: AsyncGenerator[Any, Any] | Closable | None) -> None:
+        if stale is not None:
+            self._stale.append(stale)
 
     async def _close_stale(self) -> None:
         while self._stale:
-            generator = self._stale.pop()
-            if isinstance(generator, AsyncGenerator):
-                await generator.aclose()
+            closable = self._stale.pop()
+            if isinstance(closable, AsyncGenerator):
+                await closable.aclose()
             else:
-                generator.close()
+                closable.close()
 
     async def aclose(self) -> None:
-        """Close a generator that is open; one that somebody waits for is closed when the wait is over."""
+        """Close what is open; a generator that somebody waits for is closed when the wait is over."""
         self._closed = True
         self.stop()
         if self._reading:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+)
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from asyncstep.data.snapshots import Snapshot
 from asyncstep.errors import FailedPreconditionError, InvalidTypeError, kind_of
@@ -14,6 +22,12 @@ if TYPE_CHECKING:
     from asyncstep.data.snapshots import Snapshots
 
 _NOTHING = object()
+
+
+class Closable(Protocol):
+    """What ends by `close`."""
+
+    def close(self) -> object: ...
 
 
 class StateMethods(NamedTuple):
@@ -77,6 +91,22 @@ class Opened:
         self.state = None if methods is None else methods.get
         self.iterator = iterator
         return iterator
+
+    @property
+    def generator(self) -> AsyncGenerator[Any, Any] | Generator[Any, Any, Any] | None:
+        """The iterator if it is a generator, which has to be closed if it is not read to its end."""
+        return self.iterator if isinstance(self.iterator, AsyncGenerator | Generator) else None
+
+    @property
+    def closable(self) -> Closable | None:
+        """The iterator if it has a state and a `close`, which is how the iterators of grain end their threads.
+
+        One that was given to the source, or that its function made itself, is left open: who knows who else
+        reads it.
+        """
+        iterator: Any = self.iterator
+        own = self.state is not None and self.generator is None and iterator is not self.iterable
+        return iterator if own and callable(getattr(iterator, "close", None)) else None
 
     def _load(self, methods: StateMethods) -> None:
         if self._state is not _NOTHING:
