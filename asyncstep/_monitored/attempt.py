@@ -12,8 +12,9 @@ from asyncstep._graph.graph import GLOBAL_STEP
 from asyncstep._monitored.hook import SessionRunArgs, SessionRunContext, SessionRunValues
 from asyncstep._monitored.recovery import may_retry
 from asyncstep._monitored.stop import keep_errors, leaves, most_urgent, raise_as_is, take_out
-from asyncstep._runtime.executor import evaluate
+from asyncstep._runtime.executor import evaluate, name_node
 from asyncstep._runtime.options import RunMetadata, RunOptions, check_options, deadline, merged
+from asyncstep._runtime.plan import NONE
 from asyncstep._runtime.session import CALLERS_FEEDS, ends, within
 from asyncstep._runtime.transaction import Fate, Transaction, current, live
 from asyncstep.errors import InvalidTypeError, kind_of
@@ -104,8 +105,16 @@ async def _evaluate(
     if asked is not None or table.before_commit or context._options is not None:
         return await _evaluate_for_all(context, transaction, asked or [], scope)
     request = raw.request_for(context._fetches, context._feeds)
-    outputs = await evaluate(request.plan, list(request.fed), request.functions, transaction)
-    context._result = request.result(outputs)
+    if request.sole is None:
+        outputs = await evaluate(request.plan, [*request.fed], request.functions, transaction)
+        context._result = request.result(outputs)
+        return None
+    kind, call, _ = request.sole  # most runs are for one node, and spare themselves the executor
+    try:
+        context._result = await call() if kind == NONE else call((), transaction)
+    except Exception as error:
+        name_node(error, request.plan, 0, ())
+        raise
     return None
 
 

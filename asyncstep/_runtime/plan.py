@@ -44,6 +44,7 @@ class Plan:
         alone: the number of steps at the head that no other step could overlap with.
         is_sequence: whether that is all of them.
         inputs: for each step, the steps that it waits for.
+        sole: the only step, if it is of the kinds INLINE or NONE and nothing is fed or read late; else None.
     """
 
     __slots__ = (
@@ -56,6 +57,7 @@ class Plan:
         "late",
         "nodes",
         "outputs",
+        "sole",
         "steps",
     )
 
@@ -74,6 +76,11 @@ class Plan:
         self.outputs: tuple[int, ...] = tuple(slots[leaf] for leaf in leaves)
         self.alone: int = _alone(self.steps, self.inputs)
         self.is_sequence: bool = self.alone == len(self.steps)
+        self.sole: Step | None = (
+            self.steps[0]
+            if len(self.steps) == 1 and self.steps[0][0] in (INLINE, NONE) and not fed and not late
+            else None
+        )
         self._consumers: tuple[tuple[int, ...], ...] | None = None
 
     @property

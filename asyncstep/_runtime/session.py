@@ -16,7 +16,7 @@ from asyncstep._runtime.feeds import Feeds, add_feeds
 from asyncstep._runtime.fetches import Flattening, Leaf, ad_hoc, foreign
 from asyncstep._runtime.options import RunMetadata, RunOptions, check_options, deadline
 from asyncstep._runtime.pace import Pace
-from asyncstep._runtime.plan import Plan
+from asyncstep._runtime.plan import Plan, Step
 from asyncstep._runtime.snapshot import put_back, take
 from asyncstep._runtime.state import LocalStateStore, SupersededError
 from asyncstep._runtime.transaction import Fate, Transaction, current, enclosing, in_step, live
@@ -50,9 +50,10 @@ class Request:
         fed: the values of the plan's fed nodes.
         functions: the fetched coroutine functions.
         parts: one function for each asker; each takes its values from an iterator, in turn.
+        sole: the plan's sole step, if its value is the result.
     """
 
-    __slots__ = ("_slot", "fed", "functions", "parts", "plan")
+    __slots__ = ("_slot", "fed", "functions", "parts", "plan", "sole")
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class Request:
         self.functions: Sequence[Callable[[], Awaitable[Any]]] = functions
         self.parts: Sequence[Callable[[Iterator[Any]], Any]] = parts
         self._slot = plan.outputs[0] if parts == (next,) else None
+        self.sole: Step | None = None if self._slot is None else plan.sole
 
     def result(self, values: list[Any]) -> Any:
         """What the first asker gets."""
