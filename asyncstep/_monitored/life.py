@@ -79,7 +79,7 @@ class Life:
         self.last_global_step: int = 0
         self.closed_event: anyio.Event = anyio.Event()
         self._holds_graph = False
-        self._idle: anyio.Event | None = None
+        self.idle: anyio.Event | None = None
         self._tables: dict[tuple[int, ...], HookTable] = {}
 
     def begin_opening(self) -> None:
@@ -177,12 +177,6 @@ class Life:
 
     # Steps in flight.
 
-    def leave_step(self) -> None:
-        """A step is over."""
-        self.in_flight -= 1
-        if self._idle is not None:
-            self._idle.set()
-
     def _own_transactions(self) -> list[Transaction]:
         """The steps of this session that the running code is part of, the innermost first."""
         found = []
@@ -196,9 +190,9 @@ class Life:
     async def wait_for_steps(self, own: int) -> None:  # noqa: ASYNC910 - it waits if there is something to wait for
         """Wait until no steps are in flight but `own` ones. Checkpoint: if there are others."""
         while self.in_flight > own:
-            self._idle = anyio.Event()
-            await self._idle.wait()
-        self._idle = None
+            self.idle = anyio.Event()
+            await self.idle.wait()
+        self.idle = None
 
     def own_steps(self) -> int:
         """How many steps in flight the running code is part of."""

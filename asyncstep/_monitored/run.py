@@ -27,12 +27,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("asyncstep")
 
 
-def may_begin(life: Life) -> bool:
-    """Whether there is nothing that `begin_run` would raise or wait for (on trio, apart from the cancel point)."""
-    # Where there is an error of a background task, there is a stop, too (contract E4).
-    return life.opened and not life.closing and life.stop.reason is None and not life.pace.is_due()
-
-
 async def begin_run(life: Life, in_step: Transaction | None = None) -> None:
     """What every run begins with: contract R1a, E4, S5.
 
@@ -76,7 +70,9 @@ async def run_with_retries(context: SessionRunContext) -> Any:
                     raise
             context = context.again()
     finally:
-        life.leave_step()
+        life.in_flight -= 1
+        if life.idle is not None:
+            life.idle.set()
 
 
 async def _recovered_after_commit(life: Life, error: Exception, raw: Session) -> bool:

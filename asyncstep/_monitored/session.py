@@ -15,7 +15,7 @@ from asyncstep._monitored.hook import ALL, HookTable, SessionRunContext, checked
 from asyncstep._monitored.life import Life
 from asyncstep._monitored.loop import after_absorbing, loop
 from asyncstep._monitored.recovery import Recovery, create, remember_initial_states
-from asyncstep._monitored.run import begin_run, may_begin, run_with_retries
+from asyncstep._monitored.run import begin_run, run_with_retries
 from asyncstep._monitored.step import StepContext, check_step_fn, run_step_fn
 from asyncstep._monitored.stop import (
     StopKind,
@@ -185,7 +185,8 @@ class MonitoredSession:
         Checkpoint: always a cancel point; a schedule point at least once a millisecond.
         """
         life = self._life
-        if not may_begin(life):
+        # What begin_run would raise or wait for; an error of a background task has set a stop, too (contract E4).
+        if life.stop.reason is not None or life.closing or not life.opened or life.pace.is_due():
             await begin_run(life)
         elif life.pace.cancel_point is not None:
             await life.pace.cancel_point()

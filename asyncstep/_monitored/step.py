@@ -141,7 +141,9 @@ async def run_step_fn(
                 transaction.final_errors = ()
             number += 1
     finally:
-        life.leave_step()
+        life.in_flight -= 1
+        if life.idle is not None:
+            life.idle.set()
 
 
 async def _attempt_step_fn(

@@ -56,7 +56,8 @@ class Pace:
         task = current_task(self._loop)
         if task is None or task.cancelling() > 0 or self._scope_states is None:
             return True
-        return _in_cancelled_scope(self._scope_states.get(task))
+        state = self._scope_states.get(task)
+        return state is not None and state.cancel_scope is not None and _is_cancelled(state.cancel_scope)
 
     async def turn(self) -> None:
         """Give the event loop a turn if it is time. Checkpoint: always a cancel point."""
@@ -107,9 +108,8 @@ def anyio_scope_states() -> Mapping[Any, Any] | None:
     return states if expected else None
 
 
-def _in_cancelled_scope(state: Any) -> bool:
-    """Whether a task is to be cancelled by one of the scopes that it is in, up to the innermost shield."""
-    scope = None if state is None else state.cancel_scope
+def _is_cancelled(scope: Any) -> bool:
+    """Whether a scope or one around it, up to the innermost shield, is cancelled."""
     while scope is not None:
         if scope.cancel_called:
             return True

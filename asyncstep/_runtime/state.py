@@ -232,8 +232,10 @@ class LocalStateStore:
                 "the session is closed, so this step can no longer commit; it is rolled back"
             )
         if writes:  # all new values before the first is written (contract T5)
-            records = [(name, resolved(name, record, self)) for name, record in writes.items()]
-            for name, record in records:
+            for name, record in writes.items():
+                if record.updates is not None and record.base != self.stamps[name]:
+                    writes[name] = resolved(name, record, self)
+            for name, record in writes.items():
                 self.values[name] = record.value
                 self.stamps[name] = record.stamp
         if owner is not None:
@@ -241,12 +243,15 @@ class LocalStateStore:
             self.initial_states = None
         if writes or transaction.counts or transaction.items:
             self.changes += 1
-        if step is not None and transaction.counts:
-            self.values[step] += 1
-            self.stamps[step] = new_stamp()
         if self._changed is not None:
             self._wake()
-        return None if step is None else self.values[step]
+        if step is None:
+            return None
+        number: int = self.values[step]
+        if transaction.counts:
+            self.values[step] = number = number + 1
+            self.stamps[step] = new_stamp()
+        return number
 
 
 class SupersededError(AbortedError):
