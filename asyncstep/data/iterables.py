@@ -13,6 +13,7 @@ from asyncstep.data.epochs import Epochs
 from asyncstep.data.positions import Positions
 from asyncstep.data.snapshots import Snapshots
 from asyncstep.data.stream import FAILURE, Place, Stream
+from asyncstep.data.threads import KEPT
 from asyncstep.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class IterableStream(Stream):
     def _read_in_thread(self, want: int) -> None:
         try:
             self._read_on(want, None)
-        except Exception as error:
+        except KEPT as error:
             self._read.append((FAILURE, error))
 
     def _read_on(self, want: int, reads: int | None) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from asyncstep.data.order import SequenceOrder
 from asyncstep.data.positions import Positions
 from asyncstep.data.stream import END_OF_DATA, END_OF_EPOCH, Entry, Stream
+from asyncstep.data.threads import KEPT
 from asyncstep.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class SequenceAhead(SequenceStream):
     def _loaded_item(self, index: int) -> Any:
         try:
             return self._items[index]
-        except Exception as error:
+        except KEPT as error:
             return _Unloaded(index, error)
 
     def load(self, read: Sequence[Any]) -> list[Any]:
@@ -147,9 +148,9 @@ class _Unloaded:
 
     __slots__ = ("error", "index")
 
-    def __init__(self, index: int, error: Exception) -> None:
+    def __init__(self, index: int, error: BaseException) -> None:
         self.index = index
-        self.error: Exception | None = error
+        self.error: BaseException | None = error
 
     def fail(self) -> None:
         """Raise the error, and hold on to it no longer (contract E5)."""

@@ -12,6 +12,12 @@ import anyio.to_thread
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+KEPT: tuple[type[BaseException], ...] = (Exception, KeyboardInterrupt, SystemExit)
+"""What a function that a thread calls has to keep, because nobody may wait for it when it raises.
+
+A cancellation is not kept. It is that of a task that waited, and must not reach another one.
+"""
+
 
 class ThreadWork:
     """Calls functions in worker threads, never two at a time.

@@ -774,11 +774,12 @@ async def test_an_error_in_the_middle_of_a_batch_parks_nothing_that_nobody_was_g
         assert await drain(session, three) == [["a", "b", "c"], ["d"]]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, AbortedError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError, AbortedError])
+@pytest.mark.parametrize("prefetch", [0, 3])
 async def test_a_generator_that_was_ended_by_what_it_raised_is_not_at_its_end(
-    error: type[BaseException],
+    error: type[BaseException], prefetch: int
 ) -> None:
-    """D1: whatever ended a generator, also an interrupt, its other items are still given."""
+    """D1, C5: whatever ended a generator, also an interrupt, its other items are still given."""
     raised: list[int] = []
 
     def interrupted() -> Iterator[str]:
@@ -789,7 +790,7 @@ async def test_a_generator_that_was_ended_by_what_it_raised_is_not_at_its_end(
         yield "b"
 
     with Graph() as graph:
-        letter = source(interrupted, name="letters")
+        letter = source(interrupted, name="letters", prefetch=prefetch)
     async with Session(graph) as raw:
         assert await raw.run(letter) == "a"
         with pytest.raises(error, match="boom"):

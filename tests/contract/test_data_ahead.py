@@ -328,6 +328,32 @@ async def test_an_item_of_a_sequence_that_cannot_be_loaded_is_that_of_its_step(r
     assert threading.current_thread() not in {thread for _, thread in calls}
 
 
+@pytest.mark.parametrize("kind", ["iterable", "sequence"])
+async def test_an_interrupt_in_a_thread_is_raised_by_the_step_that_would_get_the_item(kind: str) -> None:
+    """C5: what a thread raises while nobody waits for it is not lost, and it leaves as the same object."""
+    interrupt = SystemExit(3)
+
+    def read(index: int) -> int:
+        if index == 2:
+            raise interrupt
+        return index
+
+    class Numbers:
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> int:
+            return read(index)
+
+    number = numbers(Numbers() if kind == "sequence" else lambda: map(read, range(4)), prefetch=4)
+    async with anyio.create_task_group() as group:
+        with pytest.raises(SystemExit) as caught:
+            async with monitored(number, task_group=group) as session:
+                assert await take(session, number, 2) == [0, 1]
+                await session.run(number)
+    assert caught.value is interrupt
+
+
 async def test_a_step_that_is_cancelled_while_it_waits_takes_nothing_with_it() -> None:
     """D1, C4: reading ahead goes on for the steps that come after it."""
     gates = {1: anyio.Event()}
