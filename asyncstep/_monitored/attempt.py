@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from asyncstep._monitored.life import Life
     from asyncstep._runtime.session import Session
 
+    Asked = tuple[int, SessionRunArgs]  # the place of a hook, and what its before_run asked for
+
 logger = logging.getLogger("asyncstep")
 
 
@@ -49,13 +51,31 @@ async def attempt_run(context: SessionRunContext, raw: Session, step: Transactio
     transaction.counts = life.counts_steps
     current.set(transaction)
     context._session = raw
+    values: HookValues | None = None  # of hooks that asked for something, or are called before the commit
     try:
         try:
-            if options is None or options.timeout is None:
-                values = await _evaluate(context, transaction, None)
+            if options is not None and options.timeout is not None:
+                values = await _evaluate_in_time(context, transaction, options.timeout)
             else:
-                with deadline(options.timeout) as scope:
-                    values = await _evaluate(context, transaction, scope)
+                asked: list[Asked] = []
+                for place, hook, method in table.before_run:
+                    context._place = place
+                    args = await method(context)
+                    if args is not None:
+                        asked.append((place, _checked_args(args, hook)))
+                context._told_all = True
+                if asked or options is not None or table.before_commit:
+                    values = await _evaluate_for_all(context, transaction, asked, None)
+                elif (request := raw.request_for(context._fetches, context._feeds)).sole is None:
+                    outputs = await evaluate(request.plan, [*request.fed], request.functions, transaction)
+                    context._result = request.result(outputs)
+                else:  # most runs: one node, for which there is no need of the executor
+                    kind, call, _ = request.sole
+                    try:
+                        context._result = await call() if kind == NONE else call((), transaction)
+                    except Exception as error:
+                        name_node(error, request.plan, 0, ())
+                        raise
             number = transaction.commit(GLOBAL_STEP)  # there is no await in it (contract R1e)
         except BaseException as error:
             if isinstance(error, Exception):
@@ -86,45 +106,36 @@ async def attempt_run(context: SessionRunContext, raw: Session, step: Transactio
             transaction.over()
 
 
-async def _evaluate(
-    context: SessionRunContext, transaction: Transaction, scope: CancelScope | None
-) -> HookValues | None:
-    """Every before_run, one evaluation, every before_commit; None if no hook gets more than the others.
+async def _evaluate_in_time(
+    context: SessionRunContext, transaction: Transaction, seconds: float
+) -> HookValues:
+    """Every before_run, the evaluation and every before_commit, within the deadline of the caller's options.
 
-    `scope` has the deadline of the caller's options.
+    The loop over before_run is that of `attempt_run`, where it stands once more so that a run without a
+    deadline, that is nearly every one, awaits no further coroutine for it.
     """
-    table, raw = context._table, context._session
-    asked: list[tuple[int, SessionRunArgs]] | None = None
-    for place, hook, method in table.before_run:
-        context._place = place
-        args = await method(context)
-        if args is not None:
-            asked = asked or []
-            asked.append((place, _checked_args(args, hook)))
-    context._told_all = True
-    if asked is not None or table.before_commit or context._options is not None:
-        return await _evaluate_for_all(context, transaction, asked or [], scope)
-    request = raw.request_for(context._fetches, context._feeds)
-    if request.sole is None:
-        outputs = await evaluate(request.plan, [*request.fed], request.functions, transaction)
-        context._result = request.result(outputs)
-        return None
-    kind, call, _ = request.sole  # most runs are for one node, and spare themselves the executor
-    try:
-        context._result = await call() if kind == NONE else call((), transaction)
-    except Exception as error:
-        name_node(error, request.plan, 0, ())
-        raise
-    return None
+    asked: list[Asked] = []
+    with deadline(seconds) as scope:
+        for place, hook, method in context._table.before_run:
+            context._place = place
+            args = await method(context)
+            if args is not None:
+                asked.append((place, _checked_args(args, hook)))
+        context._told_all = True
+        values = await _evaluate_for_all(context, transaction, asked, scope)
+    return values  # noqa: RET504 - a type checker takes it that `deadline` may swallow what is raised in it
 
 
 async def _evaluate_for_all(
     context: SessionRunContext,
     transaction: Transaction,
-    asked: list[tuple[int, SessionRunArgs]],
+    asked: list[Asked],
     scope: CancelScope | None,
 ) -> HookValues:
-    """One evaluation of what the caller and the hooks want; then every before_commit."""
+    """One evaluation of what the caller and the hooks want; then every before_commit.
+
+    `scope` has the deadline of the caller's options, if they have one.
+    """
     raw, hooks, options = context._session, context._table.hooks, context._options
     fetches: list[Any] = [context._fetches]
     feeds: list[tuple[Any, str]] = [(context._feeds, CALLERS_FEEDS)]
