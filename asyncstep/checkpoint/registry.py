@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from asyncstep._graph.node import MISSING
 from asyncstep.errors import InvalidArgumentError, InvalidTypeError, kind_of
 
 if TYPE_CHECKING:
@@ -54,15 +56,24 @@ def register(
 ) -> type[T]: ...
 
 
+@overload
 def register(
-    kind: type[Any],
+    *,
+    name: str | None = None,
+    to_plain: Callable[[Any], Any] | None = None,
+    from_plain: Callable[[Any], Any] | None = None,
+) -> Callable[[C], C]: ...
+
+
+def register(
+    kind: Any = MISSING,
     /,
     *,
     name: str | None = None,
     to_plain: Callable[[Any], Any] | None = None,
     from_plain: Callable[[Any], Any] | None = None,
-) -> type[Any]:
-    """Let checkpoints hold instances of a type; return the type, so this serves as a decorator.
+) -> Any:
+    """Let checkpoints hold instances of a type (``@register`` or ``@register(name=...)``); returns the type.
 
     A dataclass, a named tuple and an enum need no more than ``@register``: fields are saved by name, and
     members of an enum by name (a Flag by value). An instance is put together from its fields; neither
@@ -80,6 +91,8 @@ def register(
         InvalidTypeError: it is no dataclass, named tuple or enum, and the functions are missing.
         InvalidArgumentError: the name belongs to another type, or only one of the functions is given.
     """
+    if kind is MISSING:
+        return partial(register, name=name, to_plain=to_plain, from_plain=from_plain)
     if not isinstance(kind, type):
         raise InvalidTypeError(f"register needs a type, not {kind_of(kind)}")
     if name is None:

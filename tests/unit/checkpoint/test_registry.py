@@ -108,6 +108,18 @@ def test_register_gives_the_type_back() -> None:
     assert register(Named) is Named
 
 
+def test_a_decorator_with_a_name() -> None:
+    """Under its name a type is known in any module, also in a program's main module."""
+
+    @register(name="geometry.Spot")
+    @dataclass(frozen=True)
+    class Spot:
+        x: int
+
+    assert registry.registration_named("geometry.Spot").type is Spot
+    assert round_trip(Spot(1)) == Spot(1)
+
+
 def test_functions_make_any_type_saveable() -> None:
     """With to_plain and from_plain a subclass of a builtin type, too, is saved and comes back."""
     register(Words, to_plain=list, from_plain=Words)
