@@ -14,6 +14,8 @@ from asyncstep.hooks.final_ops import FinalOpsHook
 from asyncstep.hooks.functions import on_step
 from asyncstep.hooks.log import LoggingHook
 from asyncstep.hooks.nan import NanHook
+from asyncstep.hooks.open_telemetry import OpenTelemetryHook
+from asyncstep.hooks.prometheus import PrometheusHook
 from asyncstep.hooks.signal import SignalHook
 from asyncstep.hooks.step_counter import StepCounterHook
 from asyncstep.hooks.step_waiter import GlobalStepWaiterHook
@@ -32,6 +34,8 @@ __all__ = [
     "GlobalStepWaiterHook",
     "LoggingHook",
     "NanHook",
+    "OpenTelemetryHook",
+    "PrometheusHook",
     "SecondOrStepTimer",
     "SignalHook",
     "StepCounterHook",
