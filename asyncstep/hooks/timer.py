@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import operator
+import sys
 import time
 from collections.abc import Callable
 from numbers import Real
@@ -19,7 +21,8 @@ class SecondOrStepTimer:
     Args:
         every_secs: seconds between two triggers, a positive number; None: time does not trigger.
         every_steps: steps between two triggers, a positive integer; None: steps do not trigger.
-        clock: a monotonic clock in seconds.
+        clock: a monotonic clock in seconds. Inside an event loop whose time is not that of ``time.monotonic``,
+            which is the default, its time is used in place of it: on trio, and in tests on virtual time.
 
     At least one interval is needed; with both, whichever is over first triggers. The first step asked for is
     always due, and the step that triggered last never is.
@@ -34,7 +37,7 @@ class SecondOrStepTimer:
     TensorFlow: ``tf.train.SecondOrStepTimer``, which takes exactly one interval. No method waits.
     """
 
-    __slots__ = ("_clock", "_every_secs", "_every_steps", "_last_step", "_last_time")
+    __slots__ = ("_clock", "_every_secs", "_every_steps", "_follows_loop", "_last_step", "_last_time")
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class SecondOrStepTimer:
         self._every_secs = every_secs
         self._every_steps = every_steps
         self._clock = clock
+        self._follows_loop = clock is time.monotonic
         self.reset()
 
     def reset(self) -> None:
@@ -73,12 +77,38 @@ class SecondOrStepTimer:
         elapsed: tuple[float | None, int | None] = (None, None)
         if self._last_step is not None:
             elapsed = (now - self._last_time, step - self._last_step)
+        if self._follows_loop:
+            self._clock = _clock_of_event_loop()
+            now = self._clock()
         self._last_step, self._last_time = step, now
         return elapsed
 
     def last_triggered_step(self) -> int | None:
         """The step that triggered last; None before the first."""
         return self._last_step
+
+
+def _clock_of_event_loop() -> Callable[[], float]:
+    """The clock of the event loop that is running, which may be virtual; without one, ``time.monotonic``.
+
+    It is ``time.monotonic`` on uvloop, too, whose own time goes by milliseconds.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return _clock_of_trio() if "trio" in sys.modules else time.monotonic
+    if not isinstance(loop, asyncio.BaseEventLoop) or type(loop).time is asyncio.BaseEventLoop.time:
+        return time.monotonic
+    return loop.time
+
+
+def _clock_of_trio() -> Callable[[], float]:
+    from trio.lowlevel import current_clock
+
+    try:
+        return current_clock().current_time
+    except RuntimeError:
+        return time.monotonic
 
 
 def check_intervals(owner: str, **intervals: float | None) -> None:
