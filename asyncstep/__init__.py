@@ -12,6 +12,7 @@ The package is a house of floors; imports point up the list only:
     hooks         what watches it
     training      the stock pieces, put together
     cli           the command
+    testing       for the tests of programs like yours; the others do not know it
 
 Nothing is defined here; these are the public names.
 """

@@ -250,6 +250,7 @@ class Session:
             raise SupersededError(
                 "this raw session was replaced by a recovery; use ctx.session of the new attempt"
             )
+        self.store.raise_loss()
         if self.store.closed:
             error = SessionClosedError("the session is closed")
         else:
@@ -332,8 +333,9 @@ class Session:
 
 async def _close(store: LocalStateStore) -> None:  # noqa: ASYNC910 - it waits if a source's closing does
     """Close a store and its sources; idempotent."""
-    if store.closed:
+    if store.released:
         return  # noqa: ASYNC910 - it waits if a source's closing does
+    store.released = True
     store.close()
     errors: list[BaseException] = []
     cancellation: BaseException | None = None

@@ -91,9 +91,11 @@ class LocalStateStore:
         committed: whether a step of a monitored session has committed (contract V5).
         superseded: a recovery or a restore has put another in its place (contract V2).
         lineage: the same object in all stores that took each other's place by a restore.
+        loss: makes the error that tells of the loss of the state, if there is one of its own.
         initial_forms: the dtypes and shapes of the variables' initial arrays, by name.
         initial_states: the states that tracked objects and hooks had at the opening, for a recovery to initial
             values; None once a step has committed, or if there can be no such recovery (contract V5).
+        released: whether the sources are closed, or being closed.
         restored_sources: snapshots of sources, by name, at which they begin when they are opened.
         restored_hooks: the states of hooks in the snapshot that was put back, by the hooks' names.
         restored_step: the global step of that snapshot.
@@ -109,7 +111,9 @@ class LocalStateStore:
         "initial_forms",
         "initial_states",
         "lineage",
+        "loss",
         "readers",
+        "released",
         "restored_hooks",
         "restored_sources",
         "restored_step",
@@ -135,6 +139,8 @@ class LocalStateStore:
         self.committed: bool = False
         self.superseded: bool = False
         self.lineage: object = object()
+        self.loss: Callable[[], BaseException] | None = None
+        self.released: bool = False
         self.initial_forms: dict[str, ArrayForm] = {}
         self.initial_states: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None
 
@@ -204,6 +210,11 @@ class LocalStateStore:
         self.closed = True
         self._wake()
 
+    def lose(self, loss: Callable[[], BaseException] | None) -> None:
+        """The values are gone, as with the process that held them; what `loss` makes tells of it."""
+        self.loss = loss
+        self.close()
+
     def _wake(self) -> None:
         if self._changed is not None:
             self._changed.set()
@@ -216,11 +227,17 @@ class LocalStateStore:
                 "the session recovered, or was restored, while this step was running; what it did is taken back"
             )
         if self.closed:
+            self.raise_loss()
             error = SessionClosedError(
                 "the session is closed, so this step can no longer commit; it is rolled back"
             )
             error.session = self
             raise error
+
+    def raise_loss(self) -> None:
+        """Raise what tells that the state is lost, where there is an error of its own for that."""
+        if self.loss is not None:
+            raise self.loss()
 
     def commit(self, transaction: Transaction, step: str | None) -> int | None:
         """Take all writes and items of a transaction at one instant; return the global step."""
