@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("asyncstep")
 
 
+saves_in_flight: set[Future[Any]] = set()
+"""The saves of this process that are being written beside the loop; virtual time stands still for them."""
+
+
 class Restorable(Protocol):
     """A session, monitored or raw."""
 
@@ -192,6 +196,8 @@ class SaverDirectory:
     def begin(self, snapshot: Snapshot, metric: Metric | None, *, replace: bool = False) -> Save:
         """Have a snapshot written in a thread; see `CheckpointWriter.write`."""
         self._last = self._thread.submit(self._write, snapshot, metric, replace)
+        saves_in_flight.add(self._last)
+        self._last.add_done_callback(saves_in_flight.discard)
         return Save(snapshot.step, self._last)
 
     def _write(self, snapshot: Snapshot, metric: Metric | None, replace: bool) -> float:
