@@ -26,7 +26,7 @@ def call_of(node: OpNode[Any]) -> tuple[Callable[..., Any], bool]:
     op, options = node.op, node.op.options
     if options.plain:
         return (op.function, True) if op.is_async else (_checked(op.function, node.name), False)
-    call: Callable[..., Awaitable[Any]] = _offloaded(op)
+    call: Callable[..., Awaitable[Any]] = offloaded(op)
     if options.timeout is not None:
         call = _timed(call, options.timeout, node.name)
     if options.limiter is not None:
@@ -57,7 +57,8 @@ def refuse_coroutine(value: object, what: str) -> None:
         raise InvalidTypeError(f"{what} returned a coroutine; make the function `async def`")
 
 
-def _offloaded(op: Op[Any, Any]) -> Callable[..., Awaitable[Any]]:
+def offloaded(op: Op[Any, Any]) -> Callable[..., Awaitable[Any]]:
+    """The op's function, called where it is to run."""
     if op.options.offload == "thread":
 
         async def in_thread(*args: Any, **kwargs: Any) -> Any:

@@ -23,7 +23,7 @@ from asyncstep.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
 StrPath = str | os.PathLike[str]
@@ -80,6 +80,18 @@ class Draft(Protocol):
 
     def discard(self) -> None:
         """Remove what was written, as far as that is possible; does not raise."""
+
+
+draft_stages: list[Callable[[CheckpointPath, Draft], Draft]] = []
+"""What every draft goes through, with the path that it is to have: nothing, but in tests that let a write fail."""
+
+
+def begin_draft(directory: Directory, name: str) -> Draft:
+    """Begin to write a checkpoint; see `Directory.draft`."""
+    draft = directory.draft(name)
+    for stage in tuple(draft_stages):
+        draft = stage(directory.path(name), draft)
+    return draft
 
 
 class Lock(Protocol):

@@ -12,7 +12,7 @@ import msgspec
 
 from asyncstep.checkpoint import tensor_file
 from asyncstep.checkpoint.arrays import Tensors
-from asyncstep.checkpoint.directory import directory_at
+from asyncstep.checkpoint.directory import begin_draft, directory_at
 from asyncstep.checkpoint.hashing import HashedChunks
 from asyncstep.checkpoint.listing import list_in
 from asyncstep.checkpoint.manifest import (
@@ -119,7 +119,7 @@ class CheckpointWriter:
             raise InvalidArgumentError(f"{step!r} is no global step: it must be a number from 0 on")
         measured = None if metric is None else _metric_record(metric)
         contents = _contents(state, allow_pickle)
-        draft = self._directory.draft(name)
+        draft = begin_draft(self._directory, name)
         try:
             files = {file: _written(draft, file, buffers) for file, buffers in contents}
             if self._has_the_same(name, files, replace):

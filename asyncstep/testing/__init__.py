@@ -1,13 +1,15 @@
-"""For the tests of your own loops: a recording hook, a state that can be lost, and virtual time.
+"""For the tests of your own loops: a recording hook, a state that can be lost, virtual time, injected faults.
 
 recording     a hook that writes down what it is told
 losable       a session whose state is lost when the test says so
 virtual_time  sleeps and timeouts that take no time (trio_clock: ... on trio)
+faults        an op that fails, a step that is cancelled, a checkpoint that cannot be written
 fixtures      some of it as pytest fixtures: ``pytest_plugins = ["asyncstep.testing.fixtures"]``
 
 Nothing here imports pytest, but `asyncstep.testing.fixtures`.
 """
 
+from asyncstep.testing.faults import cancel_at, fail_op, fail_write
 from asyncstep.testing.losable import LosableSessionCreator
 from asyncstep.testing.recording import HookCall, RecordingHook
 from asyncstep.testing.virtual_time import run_in_virtual_time, virtual_backend
@@ -16,6 +18,9 @@ __all__ = [
     "HookCall",
     "LosableSessionCreator",
     "RecordingHook",
+    "cancel_at",
+    "fail_op",
+    "fail_write",
     "run_in_virtual_time",
     "virtual_backend",
 ]
