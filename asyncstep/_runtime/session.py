@@ -336,6 +336,7 @@ async def _close(store: LocalStateStore) -> None:  # noqa: ASYNC910 - it waits i
     if store.released:
         return  # noqa: ASYNC910 - it waits if a source's closing does
     store.released = True
+    store.loss = None  # by now it is closed, whatever it was before
     store.close()
     errors: list[BaseException] = []
     cancellation: BaseException | None = None

@@ -118,7 +118,10 @@ class RecordingHook(SessionRunHook):
         self.note(call)
         act = self._acts.get(call.point)
         if isinstance(act, BaseException):
-            raise act
+            try:
+                raise act
+            finally:
+                del act  # else the error would hold this frame, and that the error
         return await act(*args) if callable(act) else act
 
     async def begin(self) -> None:
