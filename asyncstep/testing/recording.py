@@ -60,6 +60,7 @@ class RecordingHook(SessionRunHook):
         name: the name.
         journal: the journal.
         calls: the calls of this hook, in order.
+        acts: the acts by the names of their points; a test may change them at any time.
 
     Raises:
         InvalidArgumentError: there is no such point.
@@ -72,7 +73,7 @@ class RecordingHook(SessionRunHook):
         self.name: str = name
         self.journal: list[str] = [] if journal is None else journal
         self.calls: list[HookCall] = []
-        self._acts = acts
+        self.acts: dict[str, Act] = acts
         self._session: Session | None = None
         self._coord: Coordinator | None = None
 
@@ -116,7 +117,7 @@ class RecordingHook(SessionRunHook):
     async def _do(self, call: HookCall, *args: Any) -> Any:
         """Write a call down, and do the act of its point. Checkpoint: if the act is one."""
         self.note(call)
-        act = self._acts.get(call.point)
+        act = self.acts.get(call.point)
         if isinstance(act, BaseException):
             try:
                 raise act
