@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +10,28 @@ import anyio.to_thread
 
 from asyncstep import (
     ChiefSessionCreator,
-    Graph,
     MonitoredSession,
-    Node,
     Recovery,
     Session,
     SessionRunHook,
-    Variable,
 )
 from asyncstep.checkpoint import Checkpoint, Saver, latest_checkpoint, list_checkpoints, read_checkpoint
 from asyncstep.checkpoint.state import CheckpointState
 from asyncstep.checkpoint.writing import write_checkpoint
 from asyncstep.hooks import CheckpointSaverListener
 
+from .counting import a_counter
+
 QUICK = Recovery(wait_initial=0.0, jitter=0.0)
 QUICK_ALWAYS = Recovery(wait_initial=0.0, jitter=0.0, restore="always")
 LONG = 10.0  # seconds that no test waits for if all is well
-
-
-class Oops(Exception):
-    """An error of the user's code."""
 
 
 class Counting:
     """A graph with a variable `count` and a node that adds one to it, as each process builds it anew."""
 
     def __init__(self) -> None:
-        self.graph = Graph()
-        with self.graph:
-            self.count: Variable[int] = Variable(0, name="count")
-            self.bump: Node[int] = self.count.assign_add(1)
+        self.graph, self.count, self.bump = a_counter()
 
     def session(
         self, *hooks: SessionRunHook, directory: Path | None = None, path: Path | None = None, **options: Any
@@ -107,16 +97,6 @@ class Journal(CheckpointSaverListener):
         self.journal.append(f"{self.name}end {step}")
 
 
-@asynccontextmanager
-async def entire(session: MonitoredSession) -> AsyncIterator[MonitoredSession]:
-    """The session, open; fails if its body is left before its end (a stop would be absorbed silently)."""
-    left_early = True
-    async with session:
-        yield session
-        left_early = False
-    assert not left_early
-
-
 def saved(directory: Path) -> list[int]:
     """The steps of which there are checkpoints."""
     return [each.step for each in list_checkpoints(directory)]
@@ -142,10 +122,3 @@ def flip_bit(checkpoint: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-
-
-def leaves(error: BaseException) -> list[BaseException]:
-    """An error's leaves, in order; an error that is no group is its own leaf."""
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for each in error.exceptions for leaf in leaves(each)]
-    return [error]

@@ -14,8 +14,9 @@ import pytest
 
 from asyncstep import Graph, Node, Session, StepContext, op
 from asyncstep._runtime import pace
+from asyncstep.testing import RecordingHook
 
-from .life_parts import Recorder, monitored
+from .life_parts import monitored
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +50,7 @@ async def test_every_kind_of_run_is_a_cancel_point(kind: str) -> None:
         scope.cancel()
         await ctx.session.run(node)
 
-    async with monitored(graph, Recorder("hook", [])) as session, Session(graph) as raw:
+    async with monitored(graph, RecordingHook("hook", [])) as session, Session(graph) as raw:
         runs: dict[str, Callable[[], Awaitable[Any]]] = {
             "run": lambda: session.run(node),
             "some hooks": lambda: session.run(node, hooks=[]),

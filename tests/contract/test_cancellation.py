@@ -21,7 +21,6 @@ from asyncstep import (
     AbortedError,
     Graph,
     MonitoredSession,
-    Node,
     Recovery,
     RunOptions,
     StepContext,
@@ -30,17 +29,12 @@ from asyncstep import (
     op,
     source,
 )
+from asyncstep.testing import RecordingHook
 
-from .life_parts import Gate, Oops, Recorder, RecordingCreator, leaves, monitored
+from .counting import Oops, a_counter, ended, leaves
+from .life_parts import Gate, RecordingCreator, monitored
 
 pytestmark = pytest.mark.anyio
-
-
-def a_counter() -> tuple[Graph, Variable[int], Node[int]]:
-    """A graph of one variable and one node that adds one to it."""
-    with (graph := Graph()):
-        count = Variable(0, name="count")
-        return graph, count, count.assign_add(1)
 
 
 # C1: precedence
@@ -70,13 +64,13 @@ async def test_an_interrupt_before_a_stop() -> None:
     """C1: a stop and an interrupt in a group: the interrupt leaves."""
     graph, _, _ = a_counter()
     interrupt = KeyboardInterrupt()
-    hook = Recorder("a", [])
+    hook = RecordingHook("a", [])
     with pytest.raises(KeyboardInterrupt) as caught:
         async with monitored(graph, hook) as session:
             stop = await meet_the_stop(session)
             raise BaseExceptionGroup("both", [stop, interrupt])
     assert caught.value is interrupt
-    assert hook.ended[0][1] is interrupt
+    assert ended(hook)[0] is interrupt
 
 
 async def test_an_interrupt_and_an_error_are_both_kept() -> None:
@@ -275,7 +269,7 @@ async def test_cancelled_wherever_it_waits(point: str) -> None:
     hooks."""
     place = Place()
     journal: list[str] = []
-    hook = Recorder("a", journal)
+    hook = RecordingHook("a", journal)
     if point in {"begin", "after_create_session", "before_run", "before_commit", "after_run"}:
         hook.acts[point] = place
 
@@ -357,7 +351,7 @@ async def test_cancelled_in_on_run_error() -> None:
         await anyio.sleep_forever()
 
     with anyio.CancelScope() as scope:
-        async with monitored(Graph(), Recorder("a", journal, on_run_error=wait)) as session:
+        async with monitored(Graph(), RecordingHook("a", journal, on_run_error=wait)) as session:
             await session.run(fetch)
     assert scope.cancelled_caught
     assert journal.index("waited") == journal.index("a.on_run_error") + 1
@@ -470,7 +464,7 @@ async def test_a_cancellation_after_the_commit() -> None:
     """C4, T7: cancelled in after_run, the step is committed and stays so."""
     graph, count, add = a_counter()
     place = Place()
-    async with monitored(graph, Recorder("a", [], after_run=place)) as session:
+    async with monitored(graph, RecordingHook("a", [], after_run=place)) as session:
         with place.scope:
             await session.run(add)
         assert place.scope.cancelled_caught
@@ -488,7 +482,7 @@ async def test_an_interrupt_leaves_as_the_same_object(kind: type[BaseException],
     """C5: an interrupt raised in the host task, wherever it is, leaves as the same object; the hooks are
     told."""
     interrupt = kind()
-    hook = Recorder("a", [])
+    hook = RecordingHook("a", [])
     if place in {"before_run", "after_run"}:
         hook.acts[place] = interrupt
 
@@ -506,7 +500,7 @@ async def test_an_interrupt_leaves_as_the_same_object(kind: type[BaseException],
                 await session.run_step_fn(fail)
             await session.run(fail if place == "node" else fetch)
     assert caught.value is interrupt
-    assert hook.ended[0][1] is interrupt
+    assert ended(hook)[0] is interrupt
 
 
 @pytest.mark.parametrize("kind", INTERRUPTS)
@@ -517,8 +511,8 @@ async def test_closing_errors_beside_an_interrupt(
     bare."""
     interrupt = kind("first")
     hooks = [
-        Recorder("a", [], on_session_error=Oops("closing one")),
-        Recorder("b", [], on_session_error=KeyError("closing two")),
+        RecordingHook("a", [], on_session_error=Oops("closing one")),
+        RecordingHook("b", [], on_session_error=KeyError("closing two")),
     ]
     with pytest.raises(kind) as caught:
         async with monitored(Graph(), *hooks):
@@ -528,14 +522,14 @@ async def test_closing_errors_beside_an_interrupt(
     for message in ("closing one", "closing two"):
         assert message in noted
         assert message in caplog.text
-    assert [hook.ended[0][1] for hook in hooks] == [interrupt, interrupt]
+    assert [ended(hook)[0] for hook in hooks] == [interrupt, interrupt]
 
 
 async def test_closing_errors_beside_a_group_with_an_interrupt(caplog: pytest.LogCaptureFixture) -> None:
     """C5: a group with an interrupt in it, as a cancelled nursery raises it, leaves as the same object too."""
     group = BaseExceptionGroup("a nursery", [KeyboardInterrupt(), Oops("body")])
     with pytest.raises(BaseExceptionGroup) as caught:
-        async with monitored(Graph(), Recorder("a", [], on_session_error=Oops("closing"))) as session:
+        async with monitored(Graph(), RecordingHook("a", [], on_session_error=Oops("closing"))) as session:
             raise group
     assert caught.value is group
     assert "closing" in "".join(group.__notes__)
@@ -572,7 +566,7 @@ async def test_a_stuck_hook_beside_an_interrupt(caplog: pytest.LogCaptureFixture
         await anyio.sleep_forever()
 
     with pytest.raises(KeyboardInterrupt) as caught:
-        async with monitored(Graph(), Recorder("a", [], on_session_error=stuck), stop_grace_period=0.1):
+        async with monitored(Graph(), RecordingHook("a", [], on_session_error=stuck), stop_grace_period=0.1):
             raise interrupt
     assert caught.value is interrupt
     for told in ("\n".join(interrupt.__notes__), caplog.text):
@@ -584,8 +578,8 @@ async def test_a_stuck_hook_beside_an_interrupt(caplog: pytest.LogCaptureFixture
 async def test_an_interrupt_beside_an_error_of_a_run(point: str, caplog: pytest.LogCaptureFixture) -> None:
     """C1, C5, E3: an interrupt in a hook goes before the error of the run, which is noted on it and logged."""
     interrupt, error = KeyboardInterrupt(), Oops("the run")
-    first = Recorder("a", [], **({"after_run": error} if point == "after_run" else {}))
-    second = Recorder("b", [], **{point: interrupt})
+    first = RecordingHook("a", [], **({"after_run": error} if point == "after_run" else {}))
+    second = RecordingHook("b", [], **{point: interrupt})
 
     async def fetch() -> None:
         if point == "on_run_error":
@@ -610,13 +604,13 @@ async def test_a_hook_that_is_stuck_in_on_run_error(caplog: pytest.LogCaptureFix
     async def fail() -> None:
         raise error
 
-    hooks = [Recorder("a", journal, on_run_error=stuck), Recorder("b", journal)]
+    hooks = [RecordingHook("a", journal, on_run_error=stuck), RecordingHook("b", journal)]
     async with monitored(Graph(), *hooks, stop_grace_period=0.1) as session:
         with pytest.raises(Oops) as caught:
             await session.run(fail)
     assert caught.value is error
     assert journal[-4:-2] == ["a.on_run_error", "b.on_run_error"]
-    assert "on_run_error of Recorder" in caplog.text
+    assert "on_run_error of RecordingHook" in caplog.text
 
 
 async def test_a_cancellation_beside_a_stop_of_a_run() -> None:
@@ -631,7 +625,7 @@ async def test_a_cancellation_beside_a_stop_of_a_run() -> None:
 
     with place.scope:
         async with monitored(
-            graph, Recorder("a", [], after_run=place), Recorder("b", [], after_run=meet_stop)
+            graph, RecordingHook("a", [], after_run=place), RecordingHook("b", [], after_run=meet_stop)
         ) as session:
             await session.run("count")
         journal.append("not reached")
@@ -668,7 +662,7 @@ async def test_no_signal_handler_is_installed() -> None:
         seen.append([signal.getsignal(number) for number in signals])
 
     points = ["begin", "after_create_session", "before_run", "after_run", "end"]
-    hook = Recorder("a", [], **dict.fromkeys(points, look))
+    hook = RecordingHook("a", [], **dict.fromkeys(points, look))
     async with monitored(graph, hook) as session:
         await session.run(add)
         with contextlib.suppress(StopRequested):

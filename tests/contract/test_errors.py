@@ -23,8 +23,10 @@ from asyncstep import (
     op,
     placeholder,
 )
+from asyncstep.testing import RecordingHook
 
-from .life_parts import Gate, Oops, Recorder, leaves, monitored
+from .counting import Oops, ended, leaves
+from .life_parts import Gate, monitored
 
 pytestmark = pytest.mark.anyio
 
@@ -53,9 +55,9 @@ async def test_one_node_failed(use: str) -> None:
     """E1: `run` raises the very exception of the node, bare, with a note that names the node."""
     error = Oops("no")
     graph, node = failing_graph(error)
-    hook = Recorder("a", [])
+    hook = RecordingHook("a", [])
     async with monitored(graph, hook) as session:
-        run = hook.raw.run if use == "raw" else getattr(session, use)
+        run = hook.session.run if use == "raw" else getattr(session, use)
         with pytest.raises(Oops) as caught:
             await run(node)
     assert caught.value is error
@@ -217,7 +219,7 @@ async def test_a_body_error_with_a_clean_closing() -> None:
     """E2: a body error leaves as the same object if closing was clean; no note, cause or context is added."""
     error = Oops("body")
     with pytest.raises(Oops) as caught:
-        async with monitored(Graph(), Recorder("a", [])):
+        async with monitored(Graph(), RecordingHook("a", [])):
             raise error
     assert caught.value is error
     assert (error.__cause__, error.__context__, notes(error)) == (None, None, "")
@@ -236,7 +238,7 @@ async def test_one_closing_error_after_a_clean_body() -> None:
     """E2: one closing error after a clean body leaves as itself."""
     error = Oops("end")
     with pytest.raises(Oops) as caught:
-        async with monitored(Graph(), Recorder("a", [], end=error), Recorder("b", [])):
+        async with monitored(Graph(), RecordingHook("a", [], end=error), RecordingHook("b", [])):
             pass
     assert caught.value is error
     assert (error.__cause__, error.__context__) == (None, None)
@@ -250,7 +252,7 @@ async def test_one_closing_error_after_a_stop() -> None:
         ctx.request_stop()
 
     with pytest.raises(Oops) as caught:
-        async with monitored(Graph(), Recorder("a", [], end=error)) as session:
+        async with monitored(Graph(), RecordingHook("a", [], end=error)) as session:
             await session.run_step_fn(stop)
     assert caught.value is error
     assert not isinstance(error.__context__, StopRequested)
@@ -259,7 +261,7 @@ async def test_one_closing_error_after_a_stop() -> None:
 async def test_many_closing_errors_after_a_clean_body() -> None:
     """E2: many closing errors after a clean body leave as an ExceptionGroup of all of them."""
     errors = [Oops("a"), KeyError("b")]
-    hooks = [Recorder(str(i), [], end=error) for i, error in enumerate(errors)]
+    hooks = [RecordingHook(str(i), [], end=error) for i, error in enumerate(errors)]
     with pytest.raises(ExceptionGroup) as caught:
         async with monitored(Graph(), *hooks):
             pass
@@ -272,7 +274,7 @@ async def test_one_closing_error_after_a_cancellation() -> None:
     error = Oops("closing")
     with pytest.raises(Oops) as caught:
         with anyio.CancelScope() as scope:
-            async with monitored(Graph(), Recorder("a", [], on_session_error=error)):
+            async with monitored(Graph(), RecordingHook("a", [], on_session_error=error)):
                 scope.cancel()
                 await anyio.lowlevel.checkpoint()
     assert caught.value is error
@@ -281,7 +283,7 @@ async def test_one_closing_error_after_a_cancellation() -> None:
 async def test_many_closing_errors_after_a_cancellation() -> None:
     """E2: many closing errors of a cancelled body leave as a group of errors, without the cancellation."""
     errors = [Oops("a"), KeyError("b")]
-    hooks = [Recorder(str(i), [], on_session_error=error) for i, error in enumerate(errors)]
+    hooks = [RecordingHook(str(i), [], on_session_error=error) for i, error in enumerate(errors)]
     with pytest.raises(ExceptionGroup) as caught:
         with anyio.CancelScope() as scope:
             async with monitored(Graph(), *hooks):
@@ -295,7 +297,7 @@ async def test_closing_errors_beside_a_body_error(count: int) -> None:
     """E2: with a body error X, a group of X and the closing errors leaves, all the same objects."""
     body = Oops("body")
     closing: list[BaseException] = [KeyError("a"), LookupError("b")][:count]
-    hooks = [Recorder(str(i), [], on_session_error=error) for i, error in enumerate(closing)]
+    hooks = [RecordingHook(str(i), [], on_session_error=error) for i, error in enumerate(closing)]
     with pytest.raises(ExceptionGroup) as caught:
         async with monitored(Graph(), *hooks):
             raise body
@@ -314,7 +316,7 @@ async def test_a_cancellation_during_a_closing_that_fails() -> None:
 
     with pytest.raises(Oops) as caught:
         with anyio.CancelScope() as scope:
-            async with monitored(Graph(), Recorder("a", [], end=cancel)):
+            async with monitored(Graph(), RecordingHook("a", [], end=cancel)):
                 pass
     assert caught.value is error
 
@@ -325,7 +327,7 @@ async def test_a_closing_error_after_a_group_of_cancellations() -> None:
     sessions: list[MonitoredSession] = []
     with pytest.raises(Oops) as caught:
         with anyio.CancelScope() as scope:
-            async with monitored(Graph(), Recorder("a", [], on_session_error=error)) as session:
+            async with monitored(Graph(), RecordingHook("a", [], on_session_error=error)) as session:
                 sessions.append(session)
                 scope.cancel()
                 try:
@@ -344,7 +346,7 @@ async def test_a_closing_error_after_a_group_of_cancellations() -> None:
 async def test_what_is_raised_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     """E3: errors of the body and of the closing, which are raised, are not logged."""
     with pytest.raises(ExceptionGroup):
-        async with monitored(Graph(), Recorder("a", [], on_session_error=KeyError("closing"))):
+        async with monitored(Graph(), RecordingHook("a", [], on_session_error=KeyError("closing"))):
             raise Oops("body")
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
@@ -353,7 +355,7 @@ async def test_what_is_not_raised_is_logged(caplog: pytest.LogCaptureFixture) ->
     """E3, R4: an error in on_run_error, which is not raised, is logged once at ERROR, with its traceback."""
     error, second = Oops("no"), KeyError("in on_run_error")
     graph, node = failing_graph(error)
-    async with monitored(graph, Recorder("a", [], on_run_error=second)) as session:
+    async with monitored(graph, RecordingHook("a", [], on_run_error=second)) as session:
         with pytest.raises(Oops) as caught:
             await session.run(node)
     assert caught.value is error
@@ -369,7 +371,7 @@ async def test_a_raised_background_error_is_not_logged(caplog: pytest.LogCapture
         raise Oops("background")
 
     async with anyio.create_task_group() as group:
-        hook = Recorder("a", [])
+        hook = RecordingHook("a", [])
         with pytest.raises(Oops):
             async with monitored(Graph(), hook, task_group=group):
                 hook.coord.start_soon(fail)
@@ -380,7 +382,7 @@ async def test_a_raised_background_error_is_not_logged(caplog: pytest.LogCapture
 async def test_an_error_that_a_hook_reports_while_closing() -> None:
     """E3: an error given to the coordinator by a hook's `end` is raised with the closing errors."""
     error = Oops("reported")
-    hook = Recorder("a", [])
+    hook = RecordingHook("a", [])
 
     async def report(_: Session) -> None:
         hook.coord.request_stop(error)
@@ -394,7 +396,7 @@ async def test_an_error_that_a_hook_reports_while_closing() -> None:
 
 async def test_an_error_that_is_reported_after_the_closing(caplog: pytest.LogCaptureFixture) -> None:
     """E3: an error given to the coordinator of a closed session, which can raise nothing, is logged."""
-    hook = Recorder("a", [])
+    hook = RecordingHook("a", [])
     async with monitored(Graph(), hook):
         pass
     hook.coord.request_stop(Oops("too late"))
@@ -406,7 +408,7 @@ async def test_an_error_that_is_reported_after_the_closing(caplog: pytest.LogCap
 # E4: background errors
 
 
-async def background_error(session: MonitoredSession, hook: Recorder, error: BaseException) -> None:
+async def background_error(session: MonitoredSession, hook: RecordingHook, error: BaseException) -> None:
     """Lets a background task of the session raise that error, and waits until it has."""
 
     async def fail() -> None:
@@ -425,7 +427,7 @@ async def test_a_background_error_is_raised_by_the_next_run() -> None:
     with graph:
         count = Variable(0, name="count")
     async with anyio.create_task_group() as group:
-        hook = Recorder("a", [])
+        hook = RecordingHook("a", [])
         async with monitored(graph, hook, task_group=group) as session:
             await background_error(session, hook, error)
             with pytest.raises(Oops) as caught:
@@ -437,7 +439,7 @@ async def test_a_background_error_is_raised_by_the_next_run() -> None:
     assert reason is not None
     assert reason.kind == "error"
     assert "a.before_run" not in hook.journal
-    assert hook.ended[0][1] is None  # the body handled it: a clean end
+    assert ended(hook)[0] is None  # the body handled it: a clean end
 
 
 async def test_a_background_error_is_raised_by_the_run_in_flight_or_the_next() -> None:
@@ -447,7 +449,7 @@ async def test_a_background_error_is_raised_by_the_run_in_flight_or_the_next() -
     raised: list[BaseException] = []
 
     async with anyio.create_task_group() as group:
-        hook = Recorder("a", [])
+        hook = RecordingHook("a", [])
         async with monitored(Graph(), hook, task_group=group) as session:
 
             async def run() -> None:
@@ -475,7 +477,7 @@ async def test_a_background_error_is_raised_once_among_many_runs() -> None:
     raised: list[BaseException] = []
 
     async with anyio.create_task_group() as group:
-        hook = Recorder("a", [])
+        hook = RecordingHook("a", [])
         async with monitored(Graph(), hook, task_group=group) as session:
 
             async def run() -> None:
@@ -500,19 +502,19 @@ async def test_a_background_error_is_raised_at_the_end_of_the_body() -> None:
     on_session_error."""
     error = Oops("background")
     async with anyio.create_task_group() as group:
-        hook = Recorder("a", [])
+        hook = RecordingHook("a", [])
         with pytest.raises(Oops) as caught:
             async with monitored(Graph(), hook, task_group=group) as session:
                 await background_error(session, hook, error)
     assert caught.value is error
-    assert hook.ended[0][1] is error
+    assert ended(hook)[0] is error
 
 
 async def test_a_background_error_beside_an_error_of_the_body() -> None:
     """E4: with an error of the body, a group of both is raised."""
     error, body = Oops("background"), KeyError("body")
     async with anyio.create_task_group() as group:
-        hook = Recorder("a", [])
+        hook = RecordingHook("a", [])
         with pytest.raises(ExceptionGroup) as caught:
             async with monitored(Graph(), hook, task_group=group) as session:
                 await background_error(session, hook, error)
@@ -531,7 +533,7 @@ async def test_two_background_errors() -> None:
         raise errors[i]
 
     async with anyio.create_task_group() as group:
-        hook = Recorder("a", [])
+        hook = RecordingHook("a", [])
         with pytest.raises(ExceptionGroup) as caught:
             async with monitored(Graph(), hook, task_group=group):
                 hook.coord.start_soon(fail, 0)
@@ -547,7 +549,7 @@ async def test_a_background_error_while_closing() -> None:
     error = Oops("background")
 
     async with anyio.create_task_group() as group:
-        hook = Recorder("a", [])
+        hook = RecordingHook("a", [])
         with pytest.raises(Oops) as caught:
             async with monitored(Graph(), hook, task_group=group):
 
@@ -567,7 +569,7 @@ async def test_a_background_error_that_recovery_would_retry() -> None:
     with (graph := Graph()):
         count = Variable(0, name="count")
     async with anyio.create_task_group() as group:
-        hook = Recorder("a", [])
+        hook = RecordingHook("a", [])
         with anyio.fail_after(10):
             async with monitored(
                 graph, hook, task_group=group, recovery=Recovery(wait_initial=0.0)
@@ -582,7 +584,7 @@ async def test_a_background_end_of_data_is_an_error() -> None:
     """E4, S7: OutOfRangeError made by a background task is an ordinary error, not the end of the data."""
     error = OutOfRangeError("background")
     async with anyio.create_task_group() as group:
-        hook = Recorder("a", [])
+        hook = RecordingHook("a", [])
         with pytest.raises(OutOfRangeError) as caught:
             async with monitored(Graph(), hook, task_group=group) as session:
                 await background_error(session, hook, error)
@@ -598,7 +600,7 @@ async def test_an_error_given_to_the_coordinator() -> None:
     error = Oops("reported")
     with (graph := Graph()):
         count = Variable(0, name="count")
-    hook = Recorder("a", [])
+    hook = RecordingHook("a", [])
     async with monitored(graph, hook) as session:
         async with hook.coord.stop_on_exception():
             raise error

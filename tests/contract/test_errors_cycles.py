@@ -24,8 +24,10 @@ from asyncstep import (
     StopRequested,
     source,
 )
+from asyncstep.testing import HookCall, RecordingHook
 
-from .life_parts import Oops, Recorder, monitored, no_collector
+from .counting import Oops
+from .life_parts import monitored, no_collector
 
 pytestmark = pytest.mark.anyio
 
@@ -38,14 +40,11 @@ def lec_no_log_records() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-class Forgetful(Recorder):
+class Forgetful(RecordingHook):
     """A recording hook that keeps nothing but its name and its acts."""
 
-    async def _act(self, point: str, *args: Any) -> Any:
-        self.ended.clear()
-        self.raw = None
-        act = self.acts.get(point)
-        return None if act is None or isinstance(act, BaseException) else await act(*args)
+    def note(self, call: HookCall) -> None:
+        pass
 
 
 class Payload:

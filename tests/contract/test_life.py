@@ -22,21 +22,15 @@ from asyncstep import (
     SessionRunHook,
     StepContext,
     StopRequested,
-    Variable,
     op,
     source,
 )
+from asyncstep.testing import RecordingHook
 
-from .life_parts import Gate, Oops, Recorder, RecordingCreator, leaves, monitored
+from .counting import Oops, a_counter, ended, leaves
+from .life_parts import Gate, RecordingCreator, monitored
 
 pytestmark = pytest.mark.anyio
-
-
-def a_counter() -> tuple[Graph, Variable[int], Node[int]]:
-    """A graph of one variable and one node that adds one to it."""
-    with (graph := Graph()):
-        count = Variable(0, name="count")
-        return graph, count, count.assign_add(1)
 
 
 async def no_step(ctx: StepContext) -> None:
@@ -50,7 +44,7 @@ async def test_constructing_does_nothing() -> None:
     """L1: constructing a session calls no hook and no creator, and leaves the graph open."""
     graph, _, _ = a_counter()
     journal: list[str] = []
-    MonitoredSession(RecordingCreator(graph, journal), [Recorder("a", journal)])
+    MonitoredSession(RecordingCreator(graph, journal), [RecordingHook("a", journal)])
     assert journal == []
     assert not graph.finalized
 
@@ -117,7 +111,7 @@ async def test_opened_once() -> None:
     """L1: a session that was closed is not opened again, and nothing is called by the attempt."""
     graph, _, _ = a_counter()
     journal: list[str] = []
-    async with monitored(graph, Recorder("a", journal)) as session:
+    async with monitored(graph, RecordingHook("a", journal)) as session:
         pass
     before = list(journal)
     with pytest.raises(SessionClosedError, match="closed"):
@@ -129,7 +123,7 @@ async def test_an_open_session_is_not_opened_again() -> None:
     """L1: opening an open session is refused, and the session goes on as if nothing had been asked."""
     graph, _, add = a_counter()
     journal: list[str] = []
-    async with monitored(graph, Recorder("a", journal)) as session:
+    async with monitored(graph, RecordingHook("a", journal)) as session:
         with pytest.raises(RuntimeError):
             await session.__aenter__()
         assert await session.run(add) == 1
@@ -141,7 +135,7 @@ async def test_two_tasks_open_one_session() -> None:
     """L1: of two tasks that open a session at the same time, one is refused, and nothing happens twice."""
     graph, _, _ = a_counter()
     journal: list[str] = []
-    session = MonitoredSession(RecordingCreator(graph, journal), [Recorder("a", journal)])
+    session = MonitoredSession(RecordingCreator(graph, journal), [RecordingHook("a", journal)])
     refused: list[SessionClosedError] = []
 
     async def open_it() -> None:
@@ -180,9 +174,9 @@ async def test_a_hook_class_is_not_a_hook() -> None:
 async def test_a_hook_listed_twice() -> None:
     """L2: a hook listed twice is an InvalidArgumentError at construction."""
     graph, _, _ = a_counter()
-    hook = Recorder("a", [])
+    hook = RecordingHook("a", [])
     with pytest.raises(InvalidArgumentError):
-        monitored(graph, hook, Recorder("b", []), hook)
+        monitored(graph, hook, RecordingHook("b", []), hook)
 
 
 async def test_equal_hooks_are_two_hooks() -> None:
@@ -203,7 +197,7 @@ async def test_order_of_opening() -> None:
     """L2: every begin in list order, the creator, every after_create_session in list order."""
     graph, _, _ = a_counter()
     journal: list[str] = []
-    hooks = [Recorder(name, journal) for name in "abc"]
+    hooks = [RecordingHook(name, journal) for name in "abc"]
     async with MonitoredSession(RecordingCreator(graph, journal), hooks):
         assert journal == [
             *("a.begin", "b.begin", "c.begin", "create"),
@@ -220,7 +214,7 @@ async def test_begin_adds_nodes() -> None:
         with graph:
             nodes.append(count.assign_add(10))
 
-    hooks = [Recorder("a", [], begin=add_node), Recorder("b", [], begin=add_node)]
+    hooks = [RecordingHook("a", [], begin=add_node), RecordingHook("b", [], begin=add_node)]
     async with monitored(graph, *hooks) as session:
         assert [await session.run(node) for node in nodes] == [10, 20]
 
@@ -234,7 +228,7 @@ async def test_the_graph_is_finalized_before_the_creator() -> None:
     async def look(*_: object) -> None:
         seen.append(graph.finalized)
 
-    hooks = [Recorder(name, [], begin=look, after_create_session=look) for name in "ab"]
+    hooks = [RecordingHook(name, [], begin=look, after_create_session=look) for name in "ab"]
     async with MonitoredSession(RecordingCreator(graph, [], look), hooks):
         await look()
     assert seen == [False, False, True, True, True, True]
@@ -250,10 +244,10 @@ async def test_after_create_session_gets_an_open_session() -> None:
         read.append(await session.run(count))
 
     creator = RecordingCreator(graph, [])
-    hook = Recorder("a", [], after_create_session=look)
+    hook = RecordingHook("a", [], after_create_session=look)
     async with MonitoredSession(creator, [hook]):
         assert read == [0]
-        assert hook.raw is creator.created[0]
+        assert hook.session is creator.created[0]
 
 
 async def test_a_creator_may_open_its_session() -> None:
@@ -288,7 +282,8 @@ async def test_a_failing_begin(place: int) -> None:
     journal: list[str] = []
     error = Oops("no")
     hooks = [
-        Recorder(name, journal, **({"begin": error} if i == place else {})) for i, name in enumerate("abc")
+        RecordingHook(name, journal, **({"begin": error} if i == place else {}))
+        for i, name in enumerate("abc")
     ]
     session = MonitoredSession(RecordingCreator(graph, journal), hooks)
     with pytest.raises(Oops) as caught:
@@ -296,7 +291,7 @@ async def test_a_failing_begin(place: int) -> None:
     begun = "abc"[: place + 1]
     assert caught.value is error
     assert journal == [f"{n}.begin" for n in begun] + [f"{n}.on_session_error" for n in reversed(begun)]
-    assert [hook.ended[0][1] for hook in hooks[: place + 1]] == [error] * (place + 1)
+    assert [ended(hook)[0] for hook in hooks[: place + 1]] == [error] * (place + 1)
     assert not graph.finalized
 
 
@@ -305,7 +300,7 @@ async def test_a_failing_creator() -> None:
     graph, _, _ = a_counter()
     journal: list[str] = []
     error = Oops("no")
-    hooks = [Recorder(name, journal) for name in "ab"]
+    hooks = [RecordingHook(name, journal) for name in "ab"]
     session = MonitoredSession(RecordingCreator(graph, journal, error), hooks)
     with pytest.raises(Oops) as caught:
         await session.__aenter__()
@@ -325,7 +320,7 @@ async def test_a_failing_after_create_session(place: int) -> None:
     async def look(session: Session, _: BaseException) -> None:
         read.append(await session.run(count))
 
-    hooks = [Recorder(name, journal, on_session_error=look) for name in "abc"]
+    hooks = [RecordingHook(name, journal, on_session_error=look) for name in "abc"]
     hooks[place].acts["after_create_session"] = error
     creator = RecordingCreator(graph, journal)
     with pytest.raises(Oops) as caught:
@@ -357,7 +352,7 @@ async def test_cancelled_while_opening(point: str) -> None:
         await anyio.lowlevel.checkpoint()
         journal.append("waited")
 
-    hook = Recorder("a", journal, on_session_error=wait)
+    hook = RecordingHook("a", journal, on_session_error=wait)
     creator = RecordingCreator(graph, journal, cancel if point == "create" else None)
     if point != "create":
         hook.acts[point] = cancel
@@ -367,7 +362,7 @@ async def test_cancelled_while_opening(point: str) -> None:
     assert scope.cancelled_caught
     assert journal[-2:] == ["a.on_session_error", "waited"]
     assert "body" not in journal
-    assert isinstance(hook.ended[0][1], anyio.get_cancelled_exc_class())
+    assert isinstance(ended(hook)[0], anyio.get_cancelled_exc_class())
     assert not graph.finalized
 
 
@@ -377,7 +372,9 @@ async def test_an_interrupt_while_opening() -> None:
     journal: list[str] = []
     interrupt = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt) as caught:
-        await monitored(graph, Recorder("a", journal), Recorder("b", journal, begin=interrupt)).__aenter__()
+        await monitored(
+            graph, RecordingHook("a", journal), RecordingHook("b", journal, begin=interrupt)
+        ).__aenter__()
     assert caught.value is interrupt
     assert journal == ["a.begin", "b.begin", "b.on_session_error", "a.on_session_error"]
 
@@ -385,7 +382,7 @@ async def test_an_interrupt_while_opening() -> None:
 async def test_a_session_that_failed_to_open_is_closed() -> None:
     """L3, L1: after a failed opening the session is closed: it runs nothing and is not opened again."""
     graph, count, _ = a_counter()
-    session = monitored(graph, Recorder("a", [], begin=Oops("no")))
+    session = monitored(graph, RecordingHook("a", [], begin=Oops("no")))
     with pytest.raises(Oops):
         await session.__aenter__()
     with pytest.raises(SessionClosedError):
@@ -398,7 +395,7 @@ async def test_a_graph_can_be_opened_again_after_a_failed_opening() -> None:
     """L3: all that was opened is closed: another session opens the same graph."""
     graph, _, add = a_counter()
     with pytest.raises(Oops):
-        await monitored(graph, Recorder("a", [], after_create_session=Oops("no"))).__aenter__()
+        await monitored(graph, RecordingHook("a", [], after_create_session=Oops("no"))).__aenter__()
     async with monitored(graph) as session:
         assert await session.run(add) == 1
 
@@ -409,9 +406,9 @@ async def test_on_session_error_that_raises_while_opening(caplog: pytest.LogCapt
     journal: list[str] = []
     first, second = Oops("the first"), KeyError("the second")
     hooks = [
-        Recorder("a", journal),
-        Recorder("b", journal, on_session_error=second),
-        Recorder("c", journal, after_create_session=first),
+        RecordingHook("a", journal),
+        RecordingHook("b", journal, on_session_error=second),
+        RecordingHook("c", journal, after_create_session=first),
     ]
     with pytest.raises((Oops, ExceptionGroup)) as caught:
         await monitored(graph, *hooks).__aenter__()
@@ -423,9 +420,9 @@ async def test_on_session_error_that_raises_while_opening(caplog: pytest.LogCapt
 # L4: how hooks end
 
 
-def three(journal: list[str], **acts: Any) -> list[Recorder]:
+def three(journal: list[str], **acts: Any) -> list[RecordingHook]:
     """Three recording hooks; the acts are those of the middle one."""
-    return [Recorder("a", journal), Recorder("b", journal, **acts), Recorder("c", journal)]
+    return [RecordingHook("a", journal), RecordingHook("b", journal, **acts), RecordingHook("c", journal)]
 
 
 def endings(journal: list[str]) -> list[str]:
@@ -486,7 +483,8 @@ async def test_an_error_of_the_body(error: BaseException) -> None:
             raise error
     assert caught.value is error
     assert endings(journal) == ERRORS
-    assert [hook.ended for hook in hooks] == [[(hook.raw, error)] for hook in hooks]
+    assert [ended(hook) for hook in hooks] == [[error]] * len(hooks)
+    assert all(hook.calls[-1].session is hook.session for hook in hooks)
 
 
 async def test_a_cancelled_body() -> None:
@@ -500,7 +498,7 @@ async def test_a_cancelled_body() -> None:
             await anyio.lowlevel.checkpoint()
     assert scope.cancelled_caught
     assert endings(journal) == ERRORS
-    assert all(isinstance(hook.ended[0][1], anyio.get_cancelled_exc_class()) for hook in hooks)
+    assert all(isinstance(ended(hook)[0], anyio.get_cancelled_exc_class()) for hook in hooks)
 
 
 async def test_an_end_that_raises() -> None:
@@ -535,7 +533,7 @@ async def test_the_raw_session_is_open_at_the_end(fails: bool) -> None:
     async def use(session: Session, *_: object) -> None:
         read.append(await session.run(add))
 
-    hooks = [Recorder(name, [], end=use, on_session_error=use) for name in "ab"]
+    hooks = [RecordingHook(name, [], end=use, on_session_error=use) for name in "ab"]
     session = monitored(graph, *hooks)
     try:
         async with session:
@@ -546,19 +544,19 @@ async def test_the_raw_session_is_open_at_the_end(fails: bool) -> None:
         assert fails
     assert read == [2, 3]
     for hook in hooks:
-        assert hook.ended[0][0] is hook.raw
+        assert hook.calls[-1].session is hook.session
         with pytest.raises(SessionClosedError):
-            await hook.raw.run(count)
+            await hook.session.run(count)
 
 
 async def test_a_hook_that_never_began_never_ends() -> None:
     """L4: a hook whose begin was not called gets neither of the two."""
     graph, _, _ = a_counter()
     journal: list[str] = []
-    hooks = [Recorder("a", journal, begin=Oops("no")), Recorder("b", journal)]
+    hooks = [RecordingHook("a", journal, begin=Oops("no")), RecordingHook("b", journal)]
     with pytest.raises(Oops):
         await monitored(graph, *hooks).__aenter__()
-    assert hooks[1].ended == []
+    assert ended(hooks[1]) == []
 
 
 async def test_a_stop_beside_an_error_is_no_clean_end() -> None:
@@ -576,7 +574,7 @@ async def test_a_stop_beside_an_error_is_no_clean_end() -> None:
                 raise BaseExceptionGroup("both", [stop, error]) from None
     assert caught.value is error
     assert endings(journal) == ERRORS
-    assert hooks[0].ended[0][1] is error
+    assert ended(hooks[0])[0] is error
 
 
 async def a_fetch() -> int:
@@ -592,7 +590,7 @@ async def test_aclose_in_the_body() -> None:
     open."""
     graph, _, add = a_counter()
     journal: list[str] = []
-    async with monitored(graph, Recorder("a", journal)) as session:
+    async with monitored(graph, RecordingHook("a", journal)) as session:
         await session.aclose()
         assert endings(journal) == ["a.end"]
         assert session.should_stop()
@@ -606,7 +604,7 @@ async def test_aclose_again() -> None:
     """L5: closing is idempotent: a second and a third aclose(), and one after the block, change nothing."""
     graph, _, _ = a_counter()
     journal: list[str] = []
-    async with monitored(graph, Recorder("a", journal)) as session:
+    async with monitored(graph, RecordingHook("a", journal)) as session:
         await session.aclose()
         await session.aclose()
     await session.aclose()
@@ -620,7 +618,7 @@ async def test_an_error_after_aclose() -> None:
     journal: list[str] = []
     error = Oops("late")
     with pytest.raises(Oops) as caught:
-        async with monitored(graph, Recorder("a", journal)) as session:
+        async with monitored(graph, RecordingHook("a", journal)) as session:
             await session.aclose()
             raise error
     assert caught.value is error
@@ -650,7 +648,7 @@ async def test_aclose_from_many_tasks() -> None:
         await session.aclose()
         journal.append("closed")
 
-    async with monitored(graph, Recorder("a", journal, end=gate)) as session:
+    async with monitored(graph, RecordingHook("a", journal, end=gate)) as session:
         async with anyio.create_task_group() as group:
             for _ in range(3):
                 group.start_soon(close)
@@ -667,7 +665,7 @@ async def test_the_body_ends_while_another_task_closes() -> None:
     journal: list[str] = []
     gate = Gate()
     async with anyio.create_task_group() as group:
-        async with monitored(graph, Recorder("a", journal, end=gate)) as session:
+        async with monitored(graph, RecordingHook("a", journal, end=gate)) as session:
             group.start_soon(session.aclose)
             await gate.reached.wait()
             group.start_soon(gate.open_when_all_wait)
@@ -681,7 +679,7 @@ async def test_aclose_that_fails_is_not_repeated() -> None:
     graph, _, _ = a_counter()
     journal: list[str] = []
     error = Oops("end")
-    async with monitored(graph, Recorder("a", journal, end=error)) as session:
+    async with monitored(graph, RecordingHook("a", journal, end=error)) as session:
         with pytest.raises(Oops) as caught:
             await session.aclose()
         assert caught.value is error
@@ -699,7 +697,7 @@ async def test_aclose_in_an_end_does_not_deadlock() -> None:
         await session.aclose()
 
     with anyio.fail_after(10):
-        hooks = [Recorder("a", journal, end=close), Recorder("b", journal)]
+        hooks = [RecordingHook("a", journal, end=close), RecordingHook("b", journal)]
         async with monitored(graph, *hooks, stop_grace_period=1) as session:
             pass
     assert endings(journal) == ["b.end", "a.end"]
@@ -729,7 +727,9 @@ async def test_aclose_in_after_run() -> None:
         await session.aclose()
 
     with anyio.fail_after(10):
-        async with monitored(graph, Recorder("a", journal, after_run=close), stop_grace_period=1) as session:
+        async with monitored(
+            graph, RecordingHook("a", journal, after_run=close), stop_grace_period=1
+        ) as session:
             assert await session.run(add) == 1
     assert endings(journal) == ["a.end"]
     assert session.global_step == 1

@@ -27,8 +27,10 @@ from asyncstep import (
     op,
     source,
 )
+from asyncstep.testing import HookCall, RecordingHook
 
-from .life_parts import Gate, Oops, Recorder, leaves, monitored
+from .counting import Oops, leaves
+from .life_parts import Gate, monitored
 
 pytestmark = pytest.mark.anyio
 
@@ -47,7 +49,7 @@ async def test_without_a_task_group() -> None:
     async def background() -> None:
         raise AssertionError("never started")
 
-    hook = Recorder("a", [])
+    hook = RecordingHook("a", [])
     async with monitored(a_graph(), hook):
         with pytest.raises(RuntimeError, match="task_group"):
             hook.coord.start_soon(background)
@@ -61,7 +63,7 @@ async def test_background_tasks_run_beside_the_body() -> None:
         coord.start_soon(gate)
 
     async with anyio.create_task_group() as group:
-        hook = Recorder("a", [], after_create_session=start)
+        hook = RecordingHook("a", [], after_create_session=start)
         async with monitored(a_graph(), hook, task_group=group):
             with anyio.fail_after(10):
                 await gate.reached.wait()
@@ -74,7 +76,7 @@ async def test_closing_tells_background_tasks_to_stop() -> None:
     started = anyio.Event()
 
     async with anyio.create_task_group() as group:
-        hook = Recorder("a", journal)
+        hook = RecordingHook("a", journal)
         async with monitored(a_graph(), hook, task_group=group) as session:
 
             async def background() -> None:
@@ -104,7 +106,7 @@ async def test_closing_cancels_what_does_not_stop() -> None:
             journal.append("cancelled")
 
     async with anyio.create_task_group() as group:
-        hook = Recorder("a", [])
+        hook = RecordingHook("a", [])
         async with monitored(a_graph(), hook, task_group=group, stop_grace_period=0.5):
             hook.coord.start_soon(deaf)
             await started.wait()
@@ -124,7 +126,7 @@ async def test_a_background_error_does_not_reach_the_users_group() -> None:
     gate = Gate()
     async with anyio.create_task_group() as group:
         group.start_soon(gate)
-        hook = Recorder("a", [])
+        hook = RecordingHook("a", [])
         with pytest.raises(Oops) as caught:
             async with monitored(a_graph(), hook, task_group=group):
                 hook.coord.start_soon(fail)
@@ -143,7 +145,7 @@ async def test_a_background_task_that_meets_the_stop() -> None:
     met: list[bool] = []
 
     async with anyio.create_task_group() as group:
-        hook = Recorder("a", [])
+        hook = RecordingHook("a", [])
         async with monitored(graph, hook, task_group=group) as session:
 
             async def background() -> None:
@@ -164,7 +166,7 @@ async def test_a_background_task_that_meets_the_stop() -> None:
 async def test_background_tasks_of_a_loop() -> None:
     """L8: inside `session.loop` background tasks have a home, which is gone when the loop has returned."""
     gate = Gate()
-    hook = Recorder("a", [])
+    hook = RecordingHook("a", [])
 
     async def step(ctx: StepContext) -> None:
         hook.coord.start_soon(gate)
@@ -184,7 +186,7 @@ async def test_a_loop_does_not_wait_for_ever_for_its_background_tasks() -> None:
     stop."""
     started = anyio.Event()
     journal: list[str] = []
-    hook = Recorder("a", [])
+    hook = RecordingHook("a", [])
 
     async def deaf() -> None:
         started.set()
@@ -207,7 +209,7 @@ async def test_a_loop_does_not_wait_for_ever_for_its_background_tasks() -> None:
 async def test_a_background_error_in_a_loop() -> None:
     """L8, E4, W2: a background error in a loop is raised from the loop, bare, after the step in flight."""
     error = Oops("background")
-    hook = Recorder("a", [])
+    hook = RecordingHook("a", [])
 
     async def fail() -> None:
         raise error
@@ -229,7 +231,7 @@ async def test_a_background_task_may_close_the_session() -> None:
     journal: list[str] = []
 
     async with anyio.create_task_group() as group:
-        hook = Recorder("a", journal)
+        hook = RecordingHook("a", journal)
         with anyio.fail_after(10):
             async with monitored(a_graph(), hook, task_group=group, stop_grace_period=1) as session:
 
@@ -259,7 +261,7 @@ async def test_a_background_task_that_fails_while_its_group_is_cancelled() -> No
             inner.start_soon(fail_when_cancelled)
 
     async with anyio.create_task_group() as group:
-        hook = Recorder("a", [])
+        hook = RecordingHook("a", [])
         try:
             async with monitored(a_graph(), hook, task_group=group):
                 hook.coord.start_soon(background)
@@ -290,11 +292,11 @@ async def growth(step: Callable[[], Awaitable[object]], steps: int) -> int:
     return allocated() - before
 
 
-class Watching(Recorder):
+class Watching(RecordingHook):
     """A hook that fetches and is called at every point, without keeping anything."""
 
-    async def _act(self, point: str, *args: Any) -> Any:
-        return await self.acts[point](*args) if point in self.acts else None  # type: ignore[operator]
+    def note(self, call: HookCall) -> None:
+        pass
 
 
 STEPS = 4_000

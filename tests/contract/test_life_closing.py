@@ -21,19 +21,14 @@ from asyncstep import (
     Variable,
     op,
 )
+from asyncstep.testing import RecordingHook
 
-from .life_parts import Gate, Oops, Recorder, leaves, monitored
+from .counting import Oops, a_counter, ended, leaves
+from .life_parts import Gate, monitored
 
 pytestmark = pytest.mark.anyio
 
 SHORT = 0.4  # a grace period that a test waits for, long enough for what comes after its half
-
-
-def a_counter() -> tuple[Graph, Variable[int], Node[int]]:
-    """A graph of one variable and one node that adds one to it."""
-    with (graph := Graph()):
-        count = Variable(0, name="count")
-        return graph, count, count.assign_add(1)
 
 
 def a_gated_counter(gate: Gate) -> tuple[Graph, Variable[int], Node[int]]:
@@ -61,7 +56,7 @@ async def test_closing_runs_in_a_task_of_its_own(fails: bool) -> None:
     async def note(*_: object) -> None:
         tasks.append(anyio.get_current_task().id)
 
-    hooks = [Recorder(name, [], end=note, on_session_error=note) for name in "ab"]
+    hooks = [RecordingHook(name, [], end=note, on_session_error=note) for name in "ab"]
     try:
         async with monitored(graph, *hooks):
             if fails:
@@ -86,7 +81,7 @@ async def test_closing_under_a_cancelled_scope() -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(gate.open_when_all_wait)
         with anyio.CancelScope() as scope:
-            async with monitored(graph, Recorder("a", journal, on_session_error=wait)):
+            async with monitored(graph, RecordingHook("a", journal, on_session_error=wait)):
                 scope.cancel()
                 await anyio.lowlevel.checkpoint()
             journal.append("after the block")
@@ -114,7 +109,7 @@ async def test_a_cancellation_during_a_clean_closing() -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(cancel)
         with anyio.CancelScope() as scope:
-            async with monitored(graph, Recorder("a", journal, end=wait)):
+            async with monitored(graph, RecordingHook("a", journal, end=wait)):
                 pass
             journal.append("after the block")
         journal.append("after the scope")
@@ -134,7 +129,7 @@ async def test_a_cancellation_during_aclose() -> None:
         await gate.open_when_all_wait()
 
     async with anyio.create_task_group() as group:
-        async with monitored(graph, Recorder("a", journal, end=gate)) as session:
+        async with monitored(graph, RecordingHook("a", journal, end=gate)) as session:
             group.start_soon(cancel)
             with anyio.CancelScope() as scope:
                 await session.aclose()
@@ -161,7 +156,7 @@ async def test_one_of_many_closers_is_cancelled() -> None:
         await session.aclose()
         journal.append("closed")
 
-    async with monitored(graph, Recorder("a", journal, end=gate)) as session:
+    async with monitored(graph, RecordingHook("a", journal, end=gate)) as session:
         async with anyio.create_task_group() as group:
             group.start_soon(close_first)
             await gate.reached.wait()
@@ -177,7 +172,7 @@ async def test_one_of_many_closers_is_cancelled() -> None:
 # L6: the grace period
 
 
-class Stuck(Recorder):
+class Stuck(RecordingHook):
     """A recording hook that never ends."""
 
     async def end(self, session: Any) -> None:
@@ -207,7 +202,7 @@ async def test_every_hook_ends_although_one_is_stuck() -> None:
     """L4, L6: the hooks that come after a stuck one are called all the same, once."""
     graph, _, _ = a_counter()
     journal: list[str] = []
-    hooks = [Recorder("a", journal), Stuck("b", journal), Recorder("c", journal)]
+    hooks = [RecordingHook("a", journal), Stuck("b", journal), RecordingHook("c", journal)]
     with pytest.raises(TimeoutError):
         async with monitored(graph, *hooks, stop_grace_period=SHORT):
             pass
@@ -219,7 +214,7 @@ async def test_the_timeout_is_among_the_closing_errors() -> None:
     group."""
     graph, _, _ = a_counter()
     body, closing = Oops("body"), KeyError("closing")
-    hooks = [Stuck("a", []), Recorder("b", [], on_session_error=closing)]
+    hooks = [Stuck("a", []), RecordingHook("b", [], on_session_error=closing)]
     with pytest.raises(ExceptionGroup) as caught:
         async with monitored(graph, *hooks, stop_grace_period=SHORT):
             raise body
@@ -240,7 +235,7 @@ async def test_a_session_past_its_grace_is_closed() -> None:
             pass
     assert not graph.finalized
     with pytest.raises(SessionClosedError):
-        await hook.raw.run(count)
+        await hook.session.run(count)
     await session.aclose()
 
 
@@ -257,7 +252,9 @@ async def test_an_overdue_hook_that_fails() -> None:
                 raise error
 
     with pytest.raises(ExceptionGroup) as caught:
-        async with monitored(Graph(), Recorder("a", [], end=fail_when_cancelled), stop_grace_period=SHORT):
+        async with monitored(
+            Graph(), RecordingHook("a", [], end=fail_when_cancelled), stop_grace_period=SHORT
+        ):
             pass
     found = leaves(caught.value)
     assert error in found
@@ -279,7 +276,7 @@ async def test_closing_waits_for_steps_in_flight() -> None:
         read.append(await session.run(count))
 
     async with anyio.create_task_group() as group:
-        async with monitored(graph, Recorder("a", journal, end=look)) as session:
+        async with monitored(graph, RecordingHook("a", journal, end=look)) as session:
             group.start_soon(session.run, add)
             await gate.reached.wait()
             group.start_soon(gate.open_when_all_wait)
@@ -301,7 +298,7 @@ async def test_closing_waits_for_step_functions_in_flight() -> None:
         await ctx.session.run(add)
 
     async with anyio.create_task_group() as group:
-        async with monitored(graph, Recorder("a", journal)) as session:
+        async with monitored(graph, RecordingHook("a", journal)) as session:
             group.start_soon(session.run_step_fn, step)
             await gate.reached.wait()
             group.start_soon(gate.open_when_all_wait)
@@ -326,7 +323,7 @@ async def test_a_step_that_outlives_the_closing_cannot_commit() -> None:
         refused.append(caught.value)
 
     async with anyio.create_task_group() as group:
-        async with monitored(graph, Recorder("a", [], end=look), stop_grace_period=SHORT) as session:
+        async with monitored(graph, RecordingHook("a", [], end=look), stop_grace_period=SHORT) as session:
             group.start_soon(late)
             await gate.reached.wait()
         assert refused == []  # it was left alone: its task belongs to the user
@@ -355,7 +352,7 @@ async def test_a_late_step_cannot_commit_while_hooks_end() -> None:
         finished.set()
 
     async with anyio.create_task_group() as group:
-        hook = Recorder("a", [], end=let_it_finish)
+        hook = RecordingHook("a", [], end=let_it_finish)
         async with monitored(graph, hook, stop_grace_period=4 * SHORT) as session:
             group.start_soon(late)
             await gate.reached.wait()
@@ -403,7 +400,7 @@ async def test_no_step_starts_while_closing() -> None:
         gate.opened.set()
 
     async with anyio.create_task_group() as group:
-        async with monitored(graph, Recorder("a", journal, end=gate)) as session:
+        async with monitored(graph, RecordingHook("a", journal, end=gate)) as session:
             group.start_soon(run)
     assert journal[-2:] == ["a.end", "refused"]
 
@@ -427,7 +424,7 @@ async def test_opened_and_closed_in_different_tasks() -> None:
     """L7: a session is opened in one task, used in a second and closed in a third, as a fixture's is."""
     graph, _, add = a_counter()
     journal: list[str] = []
-    session = monitored(graph, Recorder("a", journal))
+    session = monitored(graph, RecordingHook("a", journal))
     results: list[int] = []
 
     async def use() -> None:
@@ -460,7 +457,7 @@ async def test_an_exit_stack() -> None:
     with pytest.raises(Oops) as caught:
         async with AsyncExitStack() as stack:
             for name, graph in zip("ab", graphs, strict=True):
-                await stack.enter_async_context(monitored(graph, Recorder(name, journal)))
+                await stack.enter_async_context(monitored(graph, RecordingHook(name, journal)))
             raise error
     assert caught.value is error
     assert journal[-2:] == ["b.on_session_error", "a.on_session_error"]
@@ -511,7 +508,7 @@ async def test_an_error_is_not_wrapped() -> None:
 async def test_a_task_group_in_the_body_cancels_only_itself() -> None:
     """L7: a failing task group in the body ends with its own group; the session sees that one error."""
     graph, _, _ = a_counter()
-    hook = Recorder("a", [])
+    hook = RecordingHook("a", [])
     error = Oops("child")
 
     async def fail() -> None:
@@ -523,4 +520,4 @@ async def test_a_task_group_in_the_body_cancels_only_itself() -> None:
                 group.start_soon(fail)
                 await anyio.sleep_forever()
     assert leaves(caught.value) == [error]
-    assert hook.ended[0][1] is caught.value
+    assert ended(hook)[0] is caught.value

@@ -24,17 +24,12 @@ from asyncstep import (
     op,
     source,
 )
+from asyncstep.testing import RecordingHook
 
-from .life_parts import Gate, Oops, Recorder, leaves, monitored
+from .counting import Oops, a_counter, ended, leaves
+from .life_parts import Gate, monitored
 
 pytestmark = pytest.mark.asyncio
-
-
-def a_counter() -> tuple[Graph, Variable[int], Node[int]]:
-    """A graph of one variable and one node that adds one to it."""
-    with (graph := Graph()):
-        count = Variable(0, name="count")
-        return graph, count, count.assign_add(1)
 
 
 def this_task() -> asyncio.Task[Any]:
@@ -68,7 +63,7 @@ async def test_cancelled_in_a_run(point: str) -> None:
     told."""
     gate = Gate()
     journal: list[str] = []
-    hook = Recorder("a", journal)
+    hook = RecordingHook("a", journal)
     if point in {"before_run", "before_commit", "after_run"}:
         hook.acts[point] = gate
 
@@ -122,7 +117,7 @@ async def test_cancelled_while_opening() -> None:
     """L3, L6: Task.cancel() while opening: on_session_error runs to its end, then CancelledError leaves."""
     gate, last = Gate(), Gate()
     journal: list[str] = []
-    hook = Recorder("a", journal, after_create_session=gate, on_session_error=last)
+    hook = RecordingHook("a", journal, after_create_session=gate, on_session_error=last)
 
     async def live() -> None:
         async with monitored(Graph(), hook):
@@ -180,7 +175,7 @@ class Closing:
             raise self.closing_error
 
     async def live(self) -> None:
-        hook = Recorder("a", self.journal, end=self.wait, on_session_error=self.wait)
+        hook = RecordingHook("a", self.journal, end=self.wait, on_session_error=self.wait)
         try:
             async with monitored(Graph(), hook):
                 if self.error is not None:
@@ -240,7 +235,7 @@ async def test_cancelled_twice_in_the_body_and_while_closing() -> None:
     body = Gate()
 
     async def live() -> None:
-        hook = Recorder("a", closing.journal, on_session_error=closing.wait)
+        hook = RecordingHook("a", closing.journal, on_session_error=closing.wait)
         async with monitored(Graph(), hook):
             await body()
 
@@ -264,14 +259,14 @@ async def test_a_hook_that_awaits_a_cancelled_task() -> None:
         task.cancel()
         await task
 
-    hooks = [Recorder("a", journal), Recorder("b", journal, end=await_a_cancelled_task)]
+    hooks = [RecordingHook("a", journal), RecordingHook("b", journal, end=await_a_cancelled_task)]
     with pytest.raises(asyncio.CancelledError):
         async with monitored(Graph(), *hooks) as session:
             pass
     assert journal[-2:] == ["b.end", "a.end"]
     assert session.should_stop()
     with pytest.raises(SessionClosedError):
-        await hooks[0].raw.run(nothing_to_fetch)
+        await hooks[0].session.run(nothing_to_fetch)
 
 
 async def nothing_to_fetch() -> None:
@@ -284,7 +279,7 @@ async def test_a_cancel_of_every_task_while_closing() -> None:
     journal: list[str] = []
 
     async def live() -> None:
-        hooks = [Recorder(name, journal, **({"end": gate} if name == "b" else {})) for name in "abc"]
+        hooks = [RecordingHook(name, journal, **({"end": gate} if name == "b" else {})) for name in "abc"]
         async with monitored(Graph(), *hooks):
             pass
 
@@ -302,7 +297,7 @@ async def test_a_native_cancel_of_aclose() -> None:
     for."""
     gate = Gate()
     journal: list[str] = []
-    async with monitored(Graph(), Recorder("a", journal, end=gate)) as session:
+    async with monitored(Graph(), RecordingHook("a", journal, end=gate)) as session:
         task = asyncio.create_task(session.aclose())
         await gate.reached.wait()
         task.cancel()
@@ -328,7 +323,7 @@ async def test_a_timeout_expires_while_closing() -> None:
     opener = asyncio.create_task(gate.open_when_all_wait())
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(None) as timeout:
-            async with monitored(Graph(), Recorder("a", journal, end=expire)):
+            async with monitored(Graph(), RecordingHook("a", journal, end=expire)):
                 pass
             journal.append("after the block")
     await opener
@@ -340,7 +335,7 @@ async def test_a_timeout_expires_while_closing() -> None:
 async def test_a_timeout_expires_in_the_body() -> None:
     """C3, L4: asyncio.timeout around the block that expires in a step: TimeoutError leaves, hooks are
     told."""
-    hook = Recorder("a", [])
+    hook = RecordingHook("a", [])
 
     async def step(ctx: StepContext) -> None:
         timeout.reschedule(asyncio.get_running_loop().time())
@@ -350,7 +345,7 @@ async def test_a_timeout_expires_in_the_body() -> None:
         async with asyncio.timeout(None) as timeout:
             async with monitored(Graph(), hook) as session:
                 await session.run_step_fn(step)
-    assert isinstance(hook.ended[0][1], asyncio.CancelledError)
+    assert isinstance(ended(hook)[0], asyncio.CancelledError)
     assert this_task().cancelling() == 0
 
 
@@ -638,7 +633,7 @@ async def test_a_sibling_of_the_session_fails() -> None:
         journal.append("waited")
 
     async def live() -> None:
-        async with monitored(Graph(), Recorder("a", journal, on_session_error=wait)):
+        async with monitored(Graph(), RecordingHook("a", journal, on_session_error=wait)):
             await gate()
 
     async def sibling() -> None:
@@ -730,7 +725,7 @@ async def lec_asyncio_session() -> AsyncIterator[tuple[MonitoredSession, Node[in
     """A session in a fixture that pytest-asyncio opens in one task and closes in another."""
     graph, _, add = a_counter()
     journal: list[str] = []
-    async with monitored(graph, Recorder("a", journal)) as session:
+    async with monitored(graph, RecordingHook("a", journal)) as session:
         yield session, add, journal
     assert journal[-1] == "a.end"
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 import pytest
 
 from asyncstep import (
     ChiefSessionCreator,
-    Graph,
     MonitoredSession,
     Node,
     StepContext,
@@ -20,27 +19,16 @@ from asyncstep import (
     op,
 )
 
+from .counting import a_counter, entire
+
 pytestmark = pytest.mark.asyncio
-
-
-@asynccontextmanager
-async def entire(session: MonitoredSession) -> AsyncIterator[MonitoredSession]:
-    """The session, open; fails if its body is left before its end (a stop would be absorbed silently)."""
-    left_early = True
-    async with session:
-        yield session
-        left_early = False
-    assert not left_early
 
 
 class Counting:
     """A graph with a variable `count`, a node that adds one to it, and a session on it."""
 
     def __init__(self) -> None:
-        self.graph = Graph()
-        with self.graph:
-            self.count: Variable[int] = Variable(0, name="count")
-            self.bump: Node[int] = self.count.assign_add(1)
+        self.graph, self.count, self.bump = a_counter()
         self.session = MonitoredSession(ChiefSessionCreator(graph=self.graph))
 
     async def committed(self) -> int:

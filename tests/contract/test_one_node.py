@@ -13,8 +13,10 @@ import anyio.lowlevel
 import pytest
 
 from asyncstep import Graph, Node, RunOptions, SessionRunArgs, StepContext, Variable, op, source
+from asyncstep.testing import RecordingHook
 
-from .life_parts import Oops, Recorder, monitored
+from .counting import Oops
+from .life_parts import monitored
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +51,7 @@ async def test_its_value_is_the_result(kind: str, hooked: bool, fetch: Callable[
     """R1: with hooks or without, again and again, with options or without, the caller gets the value."""
     with Graph() as graph:
         node = node_of(kind, lambda: 7)
-    hooks = [Recorder("hook", [])] if hooked else []
+    hooks = [RecordingHook("hook", [])] if hooked else []
     async with monitored(graph, *hooks) as session:
         for _ in range(3):
             assert await session.run(fetch(node)) == fetch(7)
@@ -72,7 +74,7 @@ async def test_a_feed_of_it_and_a_fetch_of_a_hook_count(kind: str, fetch: Callab
     async def ask(*_: Any) -> SessionRunArgs:
         return SessionRunArgs(node)
 
-    async with monitored(graph, Recorder("hook", [], before_run=ask)) as session:
+    async with monitored(graph, RecordingHook("hook", [], before_run=ask)) as session:
         assert await session.run(fetch(node), {node: 8}, hooks=[]) == fetch(8)
         assert calls == []
         assert await session.run(fetch(node)) == fetch(7)

@@ -25,18 +25,8 @@ from asyncstep import (
 from asyncstep.checkpoint import Saver, latest_checkpoint
 from asyncstep.hooks import CheckpointSaverHook
 
-from .saving_parts import (
-    LONG,
-    QUICK,
-    QUICK_ALWAYS,
-    Counting,
-    HeldSaver,
-    entire,
-    flip_bit,
-    newest,
-    put,
-    saved,
-)
+from .counting import entire
+from .saving_parts import LONG, QUICK, QUICK_ALWAYS, Counting, HeldSaver, flip_bit, newest, put, saved
 
 pytestmark = pytest.mark.anyio
 

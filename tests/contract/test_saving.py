@@ -32,19 +32,8 @@ from asyncstep import (
 from asyncstep.checkpoint import KeepBest, Saver, list_checkpoints, read_checkpoint
 from asyncstep.hooks import CheckpointSaverHook, StopAtStepHook
 
-from .saving_parts import (
-    LONG,
-    QUICK,
-    Counting,
-    HeldSaver,
-    Oops,
-    entire,
-    flip_bit,
-    leaves,
-    newest,
-    put,
-    saved,
-)
+from .counting import Oops, entire, leaves
+from .saving_parts import LONG, QUICK, Counting, HeldSaver, flip_bit, newest, put, saved
 
 pytestmark = pytest.mark.anyio
 

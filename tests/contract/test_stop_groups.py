@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -15,51 +14,20 @@ from asyncstep import (
     ChiefSessionCreator,
     Graph,
     MonitoredSession,
-    Node,
-    Session,
     SessionRunHook,
     StepContext,
     StopRequested,
-    Variable,
 )
+from asyncstep.testing import RecordingHook
+
+from .counting import a_counter, ended, entire
 
 pytestmark = pytest.mark.anyio
-
-
-@asynccontextmanager
-async def entire(session: MonitoredSession) -> AsyncIterator[MonitoredSession]:
-    """The session, open; fails if its body is left before its end (a stop would be absorbed silently)."""
-    left_early = True
-    async with session:
-        yield session
-        left_early = False
-    assert not left_early
-
-
-class Ending(SessionRunHook):
-    """Notes how the session ended."""
-
-    def __init__(self) -> None:
-        self.ended: list[object] = []
-
-    async def end(self, session: Session) -> None:
-        self.ended.append("end")
-
-    async def on_session_error(self, session: Session, error: BaseException) -> None:
-        self.ended.append(error)
 
 
 def new_session(*hooks: SessionRunHook, graph: Graph | None = None) -> MonitoredSession:
     """A session on a graph of its own."""
     return MonitoredSession(ChiefSessionCreator(graph=graph or Graph()), hooks=hooks)
-
-
-def counting() -> tuple[Graph, Variable[int], Node[int]]:
-    """A graph with the variable `count` and a node that adds one to it."""
-    graph = Graph()
-    with graph:
-        count: Variable[int] = Variable(0, name="count")
-        return graph, count, count.assign_add(1)
 
 
 async def stopping(ctx: StepContext) -> None:
@@ -99,20 +67,20 @@ def assert_intact(error: BaseException) -> None:
 
 async def test_a_bare_stop_is_absorbed_at_the_end_of_the_block() -> None:
     """S6: a stop that leaves the body ends the block, and the hooks see a clean end."""
-    ending = Ending()
+    ending = RecordingHook()
     async with new_session(ending) as session:
         await session.run_step_fn(stopping)
-    assert ending.ended == ["end"]
+    assert ended(ending) == [None]
 
 
 async def test_the_stop_of_a_plain_run_is_absorbed() -> None:
     """S6: the stop that `session.run` raised is the session's own, too."""
-    ending = Ending()
-    graph, _, bump = counting()
+    ending = RecordingHook()
+    graph, _, bump = a_counter()
     async with new_session(ending, graph=graph) as session:
         session.request_stop("enough")
         await session.run(bump)
-    assert ending.ended == ["end"]
+    assert ended(ending) == [None]
 
 
 async def test_a_loop_absorbs_the_stop_and_the_body_goes_on() -> None:
@@ -126,12 +94,12 @@ async def test_a_loop_absorbs_the_stop_and_the_body_goes_on() -> None:
 
 async def test_stops_alone_in_groups_at_any_depth_are_absorbed() -> None:
     """S6: a group of nothing but own stops is a clean end."""
-    ending = Ending()
+    ending = RecordingHook()
     async with new_session(ending) as session:
         stop = await stop_of(session)
         again = await stop_of_a_run(session)
         raise BaseExceptionGroup("", [stop, BaseExceptionGroup("", [BaseExceptionGroup("", [again])])])
-    assert ending.ended == ["end"]
+    assert ended(ending) == [None]
 
 
 async def stop_of_a_run(session: MonitoredSession) -> StopRequested:
@@ -143,14 +111,14 @@ async def stop_of_a_run(session: MonitoredSession) -> StopRequested:
 
 async def test_one_error_left_of_a_group_is_raised_as_that_error() -> None:
     """S6: with its notes, cause, context and traceback."""
-    ending = Ending()
+    ending = RecordingHook()
     error = failed(ValueError("real"))
     with pytest.raises(ValueError, match="real") as caught:
         async with new_session(ending) as session:
             raise BaseExceptionGroup("", [await stop_of(session), BaseExceptionGroup("", [error])])
     assert caught.value is error
     assert_intact(error)
-    assert ending.ended == [error]
+    assert ended(ending) == [error]
 
 
 async def test_several_errors_left_of_a_group_stay_a_group() -> None:
@@ -244,11 +212,11 @@ async def test_the_outer_sessions_stop_passes_through_the_inner_session() -> Non
 
 async def test_two_sessions_stops_in_one_group_are_absorbed_by_both() -> None:
     """S6: each takes out its own; nothing is left."""
-    endings = Ending(), Ending()
+    endings = RecordingHook(), RecordingHook()
     async with new_session(endings[0]) as outer, new_session(endings[1]) as inner:
         stops = [await stop_of(outer), await stop_of(inner)]
         raise BaseExceptionGroup("", stops)
-    assert endings[0].ended == ["end"]
+    assert ended(endings[0]) == [None]
 
 
 async def test_a_foreign_stop_leaves_a_loop() -> None:
@@ -273,10 +241,10 @@ async def children_of_anyio(*children: Callable[[], Coroutine[Any, Any, object]]
 
 async def test_stops_in_child_tasks_of_the_body_are_absorbed() -> None:
     """S6: steps that stop in a task group of the body end the block."""
-    ending = Ending()
+    ending = RecordingHook()
     async with new_session(ending) as session:
         await children_of_anyio(lambda: session.run_step_fn(stopping), lambda: session.run_step_fn(stopping))
-    assert ending.ended == ["end"]
+    assert ended(ending) == [None]
 
 
 async def failing_when_cancelled(error: Exception) -> None:
@@ -302,8 +270,8 @@ async def test_a_stop_beside_an_error_in_the_bodys_task_group_loses_neither() ->
 
 async def test_a_stop_beside_an_error_inside_a_step_loses_neither() -> None:
     """S3, S6, T4: the step is rolled back for its error, the error leaves, the stop is set."""
-    ending = Ending()
-    graph, count, bump = counting()
+    ending = RecordingHook()
+    graph, count, bump = a_counter()
     error = ValueError("real")
     left: list[int] = []
 
@@ -323,7 +291,7 @@ async def test_a_stop_beside_an_error_inside_a_step_loses_neither() -> None:
     assert caught.value is error
     assert session.should_stop() is True
     assert left == [0]
-    assert ending.ended == [error]
+    assert ended(ending) == [error]
 
 
 async def test_a_stop_in_the_clean_up_of_an_error_inside_a_step_loses_neither() -> None:
@@ -372,7 +340,7 @@ async def test_a_stop_beside_an_error_in_a_loops_step_loses_neither() -> None:
 
 async def test_a_stop_alone_in_a_steps_task_group_commits_the_step() -> None:
     """S6, T3: a stop that arrives in a group ends the step like a bare one: what it did commits."""
-    graph, count, bump = counting()
+    graph, count, bump = a_counter()
 
     async def step(ctx: StepContext) -> None:
         async def stop() -> None:

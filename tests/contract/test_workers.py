@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -14,60 +13,20 @@ import pytest
 from asyncstep import (
     AbortedError,
     ChiefSessionCreator,
-    Graph,
     InvalidArgumentError,
     MonitoredSession,
-    Node,
     Recovery,
     Session,
     SessionClosedError,
     SessionRunHook,
     StepContext,
-    Variable,
     source,
 )
 from asyncstep.errors import InvalidTypeError
 
+from .counting import Counting, ended, entire
+
 pytestmark = pytest.mark.anyio
-
-
-@asynccontextmanager
-async def entire(session: MonitoredSession) -> AsyncIterator[MonitoredSession]:
-    """The session, open; fails if its body is left before its end (a stop would be absorbed silently)."""
-    left_early = True
-    async with session:
-        yield session
-        left_early = False
-    assert not left_early
-
-
-class Ending(SessionRunHook):
-    """Notes how the session ended."""
-
-    def __init__(self) -> None:
-        self.ended: list[object] = []
-
-    async def end(self, session: Session) -> None:
-        self.ended.append("end")
-
-    async def on_session_error(self, session: Session, error: BaseException) -> None:
-        self.ended.append(error)
-
-
-class Counting:
-    """A graph with a variable `count`, a node that adds one, and a session on it."""
-
-    def __init__(self, **options: Any) -> None:
-        self.graph = Graph()
-        with self.graph:
-            self.count: Variable[int] = Variable(0, name="count")
-            self.bump: Node[int] = self.count.assign_add(1)
-        self.ending = Ending()
-        self.session = MonitoredSession(ChiefSessionCreator(graph=self.graph), hooks=[self.ending], **options)
-
-    async def committed(self) -> int:
-        """The committed value of `count`; works after a stop, too."""
-        return await self.session.run_without_hooks(self.count)
 
 
 class Meeting:
@@ -100,7 +59,7 @@ async def test_a_loop_runs_its_step_function_until_the_session_stops() -> None:
     async with entire(made.session) as session:
         await session.loop(step, 5)
         assert await made.committed() == 5
-    assert made.ending.ended == ["end"]
+    assert ended(made.watcher) == [None]
 
 
 async def test_each_worker_finishes_and_commits_its_own_step() -> None:
@@ -204,7 +163,7 @@ async def test_past_the_grace_period_the_rest_is_cancelled_and_named(
     assert len(lines) == 1
     assert "worker" in lines[0]
     assert "1" in lines[0]
-    assert made.ending.ended == ["end"]
+    assert ended(made.watcher) == [None]
 
 
 async def test_a_loop_of_a_stopped_session_returns_at_once() -> None:
@@ -387,8 +346,8 @@ async def test_a_workers_error_ends_the_session_by_the_error() -> None:
         async with entire(made.session) as session:
             await session.loop(step, workers=2)
     assert error in (caught.value, *getattr(caught.value, "exceptions", ()))
-    assert len(made.ending.ended) == 1
-    assert made.ending.ended[0] is caught.value
+    assert len(ended(made.watcher)) == 1
+    assert ended(made.watcher)[0] is caught.value
 
 
 async def test_a_workers_error_is_raised_though_another_worker_does_not_end(
@@ -542,7 +501,7 @@ async def test_the_end_of_the_data_waits_for_the_steps_in_flight() -> None:
         assert session.stop_reason.kind == "end_of_data"
     assert sorted(taken) == ["one", "two"]
     assert returned == [2]
-    assert made.ending.ended == ["end"]
+    assert ended(made.watcher) == [None]
 
 
 async def test_an_item_given_back_after_the_end_was_seen_is_given_again() -> None:
@@ -612,7 +571,7 @@ async def test_a_session_closes_under_a_step_that_waits_for_a_source() -> None:
         async with entire(made.session):
             group.start_soon(run)
             await anyio.wait_all_tasks_blocked()
-        assert made.ending.ended == ["end"]
+        assert ended(made.watcher) == [None]
         slow.sender.send_nowait("too late")
     assert len(errors) == 1
     assert made.session.stop_reason is None

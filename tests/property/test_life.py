@@ -11,8 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from asyncstep import Graph, MonitoredSession, SessionClosedError, StepContext, source
+from asyncstep.testing import RecordingHook
 
-from ..contract.life_parts import Oops, Recorder, RecordingCreator, leaves  # noqa: TID252 - no package
+from ..contract.counting import Oops, leaves  # noqa: TID252 - no package
+from ..contract.life_parts import RecordingCreator  # noqa: TID252 - no package
 
 pytestmark = pytest.mark.anyio
 reproducible = settings(
@@ -102,7 +104,7 @@ class Stage:
             self.made[where] = Oops(where) if what == "fail" else KeyboardInterrupt(where)
             raise self.made[where]
 
-    def hook(self, name: int, plan: Plan, journal: list[str]) -> Recorder:
+    def hook(self, name: int, plan: Plan, journal: list[str]) -> RecordingHook:
         """A hook that does what is planned."""
 
         async def begin() -> None:
@@ -115,7 +117,7 @@ class Stage:
             await self.act(plan.end, f"{name}.end")
 
         acts: dict[str, Any] = {"begin": begin, "after_create_session": after_create_session}
-        return Recorder(str(name), journal, end=end, on_session_error=end, **acts)
+        return RecordingHook(str(name), journal, end=end, on_session_error=end, **acts)
 
     async def body(self, what: str, session: MonitoredSession) -> None:
         """Do what the body does."""
