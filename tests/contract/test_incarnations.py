@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -13,146 +13,22 @@ from asyncstep import (
     AbortedError,
     ChiefSessionCreator,
     FailedPreconditionError,
-    Graph,
     MonitoredSession,
-    Node,
     Recovery,
     Session,
     SessionClosedError,
-    SessionCreator,
     SessionRunContext,
     SessionRunHook,
-    SessionRunValues,
     StepContext,
     StopRequested,
     UnavailableError,
-    Variable,
     source,
 )
 
+from .counting import entire
+from .recovery_parts import QUICK, QUICK_ALWAYS, Counting, Failing, give_up_once
+
 pytestmark = pytest.mark.anyio
-
-
-@asynccontextmanager
-async def entire(session: MonitoredSession) -> AsyncIterator[MonitoredSession]:
-    """The session, open; fails if its body is left before its end (a stop would be absorbed silently)."""
-    left_early = True
-    async with session:
-        yield session
-        left_early = False
-    assert not left_early
-
-
-QUICK = Recovery(wait_initial=0.0, jitter=0.0)
-QUICK_ALWAYS = Recovery(wait_initial=0.0, jitter=0.0, restore="always")
-
-
-class Making(SessionCreator):
-    """A creator that keeps what it made, and that a test can make fail or wait."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.made: list[Session] = []
-        self.failures: list[Exception] = []
-        self.gate = anyio.Event()
-        self.gate.set()
-        self.asked = 0
-        self.asked_again = anyio.Event()
-
-    async def create_session(self) -> Session:
-        self.asked += 1
-        if self.asked > 1:
-            self.asked_again.set()
-        await self.gate.wait()
-        if self.failures:
-            raise self.failures.pop(0)
-        self.made.append(Session(self.graph))
-        return self.made[-1]
-
-
-class Watcher(SessionRunHook):
-    """Notes what is called, with the attempt where there is one."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.created: list[Session] = []
-        self.ended: list[Session] = []
-
-    async def begin(self) -> None:
-        self.calls.append("begin")
-
-    async def after_create_session(self, session: Session, coord: object) -> None:
-        self.calls.append("after_create_session")
-        self.created.append(session)
-
-    async def before_run(self, run_context: SessionRunContext) -> None:
-        self.calls.append(f"before_run {run_context.attempt}")
-
-    async def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
-        self.calls.append(f"after_run {run_context.attempt}")
-
-    async def on_run_error(self, run_context: SessionRunContext, error: BaseException) -> None:
-        self.calls.append(f"on_run_error {run_context.attempt}")
-
-    async def end(self, session: Session) -> None:
-        self.calls.append("end")
-        self.ended.append(session)
-
-    async def on_session_error(self, session: Session, error: BaseException) -> None:
-        self.calls.append("on_session_error")
-        self.ended.append(session)
-
-
-class Counting:
-    """A graph with a variable `count`, a node that adds one, and a watched session that recovers."""
-
-    def __init__(
-        self, recovery: Recovery = QUICK, *hooks: SessionRunHook, chief: bool = False, **options: Any
-    ) -> None:
-        self.graph = Graph()
-        with self.graph:
-            self.count: Variable[int] = Variable(0, name="count")
-            self.bump: Node[int] = self.count.assign_add(1)
-        self.creator = Making(self.graph)
-        self.watcher = Watcher()
-        creator: SessionCreator = ChiefSessionCreator(graph=self.graph) if chief else self.creator
-        self.session = MonitoredSession(creator, hooks=[self.watcher, *hooks], recovery=recovery, **options)
-
-    async def committed(self) -> int:
-        """The committed value of `count`."""
-        return await self.session.run_without_hooks(self.count)
-
-
-class Failing:
-    """A fetch that raises the given errors, one a call, and then gives the number of its calls."""
-
-    def __init__(self, *errors: BaseException) -> None:
-        self.errors = list(errors)
-        self.calls = 0
-
-    def as_fetch(self) -> Callable[[], Awaitable[int]]:
-        """The coroutine function to fetch."""
-
-        async def fetch() -> int:
-            self.calls += 1
-            if self.errors:
-                raise self.errors.pop(0)
-            return self.calls
-
-        return fetch
-
-
-async def lose(raw: Session) -> None:
-    """Loses the raw session, as a broken connection would, and fails."""
-    await raw.aclose()
-    raise AbortedError("the raw session is lost")
-
-
-async def give_up_once(ctx: StepContext) -> int:
-    """A step function that fails in its first attempt."""
-    if ctx.attempt == 1:
-        raise AbortedError("given up")
-    return ctx.attempt
 
 
 # V2: recovery
@@ -164,17 +40,17 @@ async def test_a_lost_raw_session_is_made_again() -> None:
 
     async def losing(ctx: StepContext) -> str:
         if ctx.attempt == 1:
-            await lose(ctx.session)
+            raise made.lose()
         return "done"
 
     async with entire(made.session) as session:
         assert await session.run_step_fn(losing) == "done"
         assert session.recoveries == 1
-        first, second = made.creator.made
-        assert made.watcher.created == [first, second]
+        first, second = made.creator.created
+        assert [call.session for call in made.watcher.calls_of("after_create_session")] == [first, second]
         assert (first.intact, second.intact) == (False, True)
-    assert made.watcher.calls == ["begin", "after_create_session", "after_create_session", "end"]
-    assert made.watcher.ended == [second]
+    assert made.watcher.journal == ["begin", "after_create_session", "after_create_session", "end"]
+    assert [call.session for call in made.watcher.calls_of("end")] == [second]
 
 
 async def test_restore_always_recovers_an_intact_session() -> None:
@@ -184,7 +60,7 @@ async def test_restore_always_recovers_an_intact_session() -> None:
         assert await session.run(made.bump) == 1
         assert await session.run(Failing(AbortedError("1"), UnavailableError("2")).as_fetch()) == 3
         assert session.recoveries == 2
-        assert [raw.intact for raw in made.creator.made] == [False, False, True]
+        assert [raw.intact for raw in made.creator.created] == [False, False, True]
         assert await made.committed() == 0
 
 
@@ -218,7 +94,7 @@ async def test_eight_failures_with_restore_always_are_one_recovery() -> None:
     async with entire(made.session) as session:
         sessions = await eight_steps(made, failing)
         assert session.recoveries == 1
-        assert sessions == [made.creator.made[1]] * 8
+        assert sessions == [made.creator.created[1]] * 8
         assert await made.committed() == 8
 
 
@@ -227,13 +103,13 @@ async def test_eight_losses_of_the_raw_session_are_one_recovery() -> None:
     made = Counting()
 
     async def losing(ctx: StepContext) -> None:
-        await lose(ctx.session)
+        raise made.lose()
 
     async with entire(made.session) as session:
         sessions = await eight_steps(made, losing)
         assert session.recoveries == 1
-        assert len(made.creator.made) == 2
-        assert sessions == [made.creator.made[1]] * 8
+        assert len(made.creator.created) == 2
+        assert sessions == [made.creator.created[1]] * 8
         assert await made.committed() == 8
 
 
@@ -298,7 +174,7 @@ async def test_a_run_of_the_old_incarnation_is_rolled_back_and_run_again() -> No
         assert results == [[1, "done"]]
         assert evaluations == [False, True]
         assert await made.committed() == 1
-    assert made.watcher.calls == [
+    assert made.watcher.journal == [
         "begin",
         "after_create_session",
         "before_run 1",
@@ -388,7 +264,7 @@ async def test_a_recovery_that_fails_for_good_raises_its_error() -> None:
             made.creator.failures = [broken]
             await session.run(Failing(AbortedError("given up")).as_fetch())
     assert caught.value is broken
-    assert made.watcher.calls[-1] == "on_session_error"
+    assert made.watcher.journal[-1] == "on_session_error"
 
 
 async def test_a_step_function_that_starts_while_the_session_recovers_waits_for_it() -> None:
@@ -408,7 +284,7 @@ async def test_a_step_function_that_starts_while_the_session_recovers_waits_for_
             await anyio.wait_all_tasks_blocked()
             assert seen == []
             made.creator.gate.set()
-        assert seen == [(1, made.creator.made[1])]
+        assert seen == [(1, made.creator.created[1])]
 
 
 async def test_a_step_of_the_old_incarnation_is_run_again_whatever_recovery_on_names() -> None:
@@ -523,8 +399,8 @@ async def test_a_recovery_that_outlasts_the_closing_is_dropped() -> None:
             await made.creator.asked_again.wait()
         made.creator.gate.set()
     assert len(errors) == 1
-    assert made.watcher.calls == ["begin", "after_create_session", "end"]
-    assert [raw.intact for raw in made.creator.made] == [False, False]
+    assert made.watcher.journal == ["begin", "after_create_session", "end"]
+    assert [raw.intact for raw in made.creator.created] == [False, False]
 
 
 # V5: without any checkpoint
@@ -558,7 +434,7 @@ async def test_a_chief_does_not_throw_committed_work_away(how: str) -> None:
             await session.run_step_fn(step)
     assert caught.value.__cause__ is error
     assert attempts == [1]
-    assert made.watcher.calls[-1] == "on_session_error"
+    assert made.watcher.journal[-1] == "on_session_error"
 
 
 async def test_a_chief_that_cannot_recover_says_so_every_time() -> None:
@@ -594,7 +470,7 @@ async def test_the_raw_session_of_a_retry_without_a_recovery_is_the_same() -> No
 
     async with made.session as session:
         await session.run_step_fn(step)
-    assert seen == [made.creator.made[0]] * 2
+    assert seen == [made.creator.created[0]] * 2
 
 
 async def test_the_raw_session_of_a_retry_after_a_recovery_is_the_new_one() -> None:
@@ -610,13 +486,13 @@ async def test_the_raw_session_of_a_retry_after_a_recovery_is_the_new_one() -> N
     async def step(ctx: StepContext) -> int:
         seen.append(ctx.session)
         if ctx.attempt == 1:
-            await lose(ctx.session)
+            raise made.lose()
         await ctx.run_with_hooks(made.bump)
         return await ctx.session.run(made.count)
 
     async with entire(made.session) as session:
         assert await session.run_step_fn(step) == 1
-    first, second = made.creator.made
+    first, second = made.creator.created
     assert seen == [first, second, second]
 
 

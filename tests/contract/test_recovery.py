@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -12,15 +11,10 @@ import pytest
 
 from asyncstep import (
     AbortedError,
-    Coordinator,
     Graph,
-    MonitoredSession,
-    Node,
     Recovery,
     RunMetadata,
-    Session,
     SessionClosedError,
-    SessionCreator,
     SessionRunContext,
     SessionRunHook,
     SessionRunValues,
@@ -28,110 +22,13 @@ from asyncstep import (
     StepContext,
     StopRequested,
     UnavailableError,
-    Variable,
     source,
 )
 
+from .counting import entire
+from .recovery_parts import FOR_EVER, QUICK, QUICK_ALWAYS, Counting, Failing
+
 pytestmark = pytest.mark.anyio
-
-
-@asynccontextmanager
-async def entire(session: MonitoredSession) -> AsyncIterator[MonitoredSession]:
-    """The session, open; fails if its body is left before its end (a stop would be absorbed silently)."""
-    left_early = True
-    async with session:
-        yield session
-        left_early = False
-    assert not left_early
-
-
-QUICK = Recovery(wait_initial=0.0, jitter=0.0)
-QUICK_ALWAYS = Recovery(wait_initial=0.0, jitter=0.0, restore="always")
-FOR_EVER = Recovery(wait_initial=3600.0, wait_max=3600.0)
-
-
-class Making(SessionCreator):
-    """A creator that keeps what it made, and that a test can make fail."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.made: list[Session] = []
-        self.failures: list[Exception] = []
-        self.asked = 0
-
-    async def create_session(self) -> Session:
-        self.asked += 1
-        if self.failures:
-            raise self.failures.pop(0)
-        self.made.append(Session(self.graph))
-        return self.made[-1]
-
-
-class Watcher(SessionRunHook):
-    """Notes what is called, with the attempt where there is one."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    async def begin(self) -> None:
-        self.calls.append("begin")
-
-    async def after_create_session(self, session: Session, coord: Coordinator) -> None:
-        self.calls.append("after_create_session")
-        self.coord = coord
-
-    async def before_run(self, run_context: SessionRunContext) -> None:
-        self.calls.append(f"before_run {run_context.attempt}")
-
-    async def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
-        self.calls.append(f"after_run {run_context.attempt}")
-
-    async def on_run_error(self, run_context: SessionRunContext, error: BaseException) -> None:
-        self.calls.append(f"on_run_error {run_context.attempt}")
-
-    async def end(self, session: Session) -> None:
-        self.calls.append("end")
-
-    async def on_session_error(self, session: Session, error: BaseException) -> None:
-        self.calls.append("on_session_error")
-
-
-class Counting:
-    """A graph with a variable `count`, a node that adds one, and a watched session that recovers."""
-
-    def __init__(self, recovery: Recovery = QUICK, *hooks: SessionRunHook, **options: Any) -> None:
-        self.graph = Graph()
-        with self.graph:
-            self.count: Variable[int] = Variable(0, name="count")
-            self.bump: Node[int] = self.count.assign_add(1)
-        self.creator = Making(self.graph)
-        self.watcher = Watcher()
-        self.session = MonitoredSession(
-            self.creator, hooks=[self.watcher, *hooks], recovery=recovery, **options
-        )
-
-    async def committed(self) -> int:
-        """The committed value of `count`."""
-        return await self.session.run_without_hooks(self.count)
-
-
-class Failing:
-    """A fetch that raises the given errors, one a call, and then gives the number of its calls."""
-
-    def __init__(self, *errors: BaseException) -> None:
-        self.errors = list(errors)
-        self.calls = 0
-
-    def as_fetch(self) -> Callable[[], Awaitable[int]]:
-        """The coroutine function to fetch."""
-
-        async def fetch() -> int:
-            self.calls += 1
-            if self.errors:
-                raise self.errors.pop(0)
-            return self.calls
-
-        return fetch
 
 
 # V1: retry
@@ -154,7 +51,7 @@ async def test_a_step_that_failed_recoverably_is_run_again(error: Exception) -> 
         assert await session.run([made.bump, failing.as_fetch()]) == [1, 2]
         assert await made.committed() == 1
         assert session.recoveries == 0
-    assert made.watcher.calls == [
+    assert made.watcher.journal == [
         "begin",
         "after_create_session",
         "before_run 1",
@@ -163,7 +60,7 @@ async def test_a_step_that_failed_recoverably_is_run_again(error: Exception) -> 
         "after_run 2",
         "end",
     ]
-    assert len(made.creator.made) == 1
+    assert len(made.creator.created) == 1
 
 
 @pytest.mark.parametrize(
@@ -412,7 +309,7 @@ async def test_a_creator_that_fails_at_the_opening_is_asked_again() -> None:
         assert await session.run(made.bump) == 1
         assert session.recoveries == 0
     assert made.creator.asked == 3
-    assert made.watcher.calls[:3] == ["begin", "after_create_session", "before_run 1"]
+    assert made.watcher.journal[:3] == ["begin", "after_create_session", "before_run 1"]
 
 
 async def test_the_opening_is_bounded_too() -> None:
@@ -426,7 +323,7 @@ async def test_the_opening_is_bounded_too() -> None:
     assert caught.value is errors[1]
     assert [note for note in errors[1].__notes__ if "2" in note and "attempt" in note]
     assert made.creator.asked == 2
-    assert made.watcher.calls == ["begin", "on_session_error"]
+    assert made.watcher.journal == ["begin", "on_session_error"]
 
 
 async def test_an_opening_with_any_other_error_is_not_tried_again() -> None:
@@ -453,7 +350,7 @@ async def test_the_wait_at_the_opening_ends_at_a_cancellation() -> None:
         await anyio.wait_all_tasks_blocked()
         group.cancel_scope.cancel()
     assert made.creator.asked == 1
-    assert made.watcher.calls == ["begin", "on_session_error"]
+    assert made.watcher.journal == ["begin", "on_session_error"]
 
 
 # V4: visible
@@ -501,10 +398,10 @@ async def test_the_attempt_can_be_read_everywhere() -> None:
         assert metadata.attempt == 2
         await session.run(made.bump, run_metadata=metadata)
         assert metadata.attempt == 1
-        made.watcher.calls.clear()
+        made.watcher.journal.clear()
         await session.run_step_fn(step)
     assert seen == [1, 2, 3]
-    assert [call for call in made.watcher.calls if call.startswith("before_run")] == [
+    assert [call for call in made.watcher.journal if call.startswith("before_run")] == [
         "before_run 1",
         "before_run 2",
         "before_run 3",
@@ -541,7 +438,7 @@ async def test_an_error_of_a_hook_before_the_commit_is_retried(point: str) -> No
     async with entire(made.session) as session:
         assert await session.run(made.bump) == 1
         assert session.global_step == 1
-    assert made.watcher.calls[2:5] == ["before_run 1", "on_run_error 1", "before_run 2"]
+    assert made.watcher.journal[2:5] == ["before_run 1", "on_run_error 1", "before_run 2"]
 
 
 @pytest.mark.parametrize("point", ["before_run", "before_commit"])
@@ -568,7 +465,7 @@ async def test_an_error_of_after_run_is_raised_and_not_retried() -> None:
         assert session.global_step == 1
         assert session.recoveries == 0
         assert await made.committed() == 1
-    assert made.watcher.calls.count("before_run 1") == 1
+    assert made.watcher.journal.count("before_run 1") == 1
 
 
 async def test_an_error_of_after_run_inside_a_step_function_does_not_run_it_again() -> None:
@@ -662,7 +559,7 @@ async def test_a_loss_in_after_run_is_recovered_and_the_result_is_returned() -> 
         assert session.recoveries == 1
         assert evaluations.calls == 1
         assert await session.run(evaluations.as_fetch()) == 2
-    assert len(made.creator.made) == 2
+    assert len(made.creator.created) == 2
 
 
 async def test_an_error_of_after_run_on_an_intact_session_is_raised_with_restore_always_too() -> None:
