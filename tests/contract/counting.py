@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from asyncstep import ChiefSessionCreator, Graph, MonitoredSession, Node, SessionRunHook, Variable
@@ -22,6 +22,13 @@ async def entire(session: MonitoredSession) -> AsyncIterator[MonitoredSession]:
         yield session
         left_early = False
     assert not left_early, f"the body was left early: {session.stop_reason}"
+
+
+def to_the_end(
+    graph: Graph, *hooks: SessionRunHook, **options: Any
+) -> AbstractAsyncContextManager[MonitoredSession]:
+    """A monitored session of that graph, whose body is to reach its end."""
+    return entire(MonitoredSession(ChiefSessionCreator(graph=graph), hooks, **options))
 
 
 def a_counter() -> tuple[Graph, Variable[int], Node[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -33,17 +32,9 @@ from asyncstep import (
 )
 from asyncstep.data import SourceState, source
 
+from .counting import to_the_end as monitored
+
 pytestmark = pytest.mark.anyio
-
-
-@asynccontextmanager
-async def monitored(graph: Graph, *hooks: SessionRunHook, **options: Any) -> AsyncIterator[MonitoredSession]:
-    """A monitored session whose block is to run to its end: a stop that cuts it short is a failure."""
-    ended = False
-    async with MonitoredSession(ChiefSessionCreator(graph=graph), hooks, **options) as session:
-        yield session
-        ended = True
-    assert ended, f"the block was cut short: {session.stop_reason}"
 
 
 def finished(position: int) -> SourceState:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -77,10 +78,8 @@ async def a_failing_node(session: MonitoredSession, watched: Watched) -> None:
         payload = watched.make()
         raise Oops("no", payload)
 
-    try:
+    with suppress(Oops):
         await session.run(fail)
-    except Oops:
-        pass
 
 
 async def a_failing_node_that_suspends(session: MonitoredSession, watched: Watched) -> None:
@@ -91,10 +90,8 @@ async def a_failing_node_that_suspends(session: MonitoredSession, watched: Watch
         await anyio.lowlevel.checkpoint()
         raise Oops("no", payload)
 
-    try:
+    with suppress(Oops):
         await session.run(fail)
-    except Oops:
-        pass
 
 
 async def nodes_that_fail_together(session: MonitoredSession, watched: Watched) -> None:
@@ -114,10 +111,8 @@ async def nodes_that_fail_together(session: MonitoredSession, watched: Watched) 
         await waiting.wait()
         raise Oops("no", payload)
 
-    try:
+    with suppress(ExceptionGroup):
         await session.run([first, second])
-    except ExceptionGroup:
-        pass
 
 
 async def a_node_cancelled_for_another(session: MonitoredSession, watched: Watched) -> None:
@@ -134,10 +129,8 @@ async def a_node_cancelled_for_another(session: MonitoredSession, watched: Watch
         await waiting.wait()
         raise Oops("no")
 
-    try:
+    with suppress(Oops):
         await session.run([first, second])
-    except Oops:
-        pass
 
 
 async def a_failing_step_function(session: MonitoredSession, watched: Watched) -> None:
@@ -150,10 +143,8 @@ async def a_failing_step_function(session: MonitoredSession, watched: Watched) -
         payload = await ctx.session.run(fetch)
         raise Oops("no", payload)
 
-    try:
+    with suppress(Oops):
         await session.run_step_fn(step)
-    except Oops:
-        pass
 
 
 async def a_failing_run_in_a_step_function(session: MonitoredSession, watched: Watched) -> None:
@@ -166,10 +157,8 @@ async def a_failing_run_in_a_step_function(session: MonitoredSession, watched: W
     async def step(ctx: StepContext) -> None:
         await ctx.run_with_hooks(fail)
 
-    try:
+    with suppress(Oops):
         await session.run_step_fn(step)
-    except Oops:
-        pass
 
 
 async def a_cancelled_run(session: MonitoredSession, watched: Watched) -> None:
@@ -193,10 +182,8 @@ async def a_run_out_of_time(session: MonitoredSession, watched: Watched) -> None
         await anyio.sleep_forever()
         del payload
 
-    try:
+    with suppress(TimeoutError):
         await session.run(wait, options=RunOptions(timeout=0.01))
-    except TimeoutError:
-        pass
 
 
 async def a_retried_run(session: MonitoredSession, watched: Watched) -> None:
@@ -219,10 +206,8 @@ async def a_run_given_up(session: MonitoredSession, watched: Watched) -> None:
         payload = watched.make()
         raise AbortedError("always", payload)
 
-    try:
+    with suppress(AbortedError):
         await session.run(fail)
-    except AbortedError:
-        pass
 
 
 async def an_end_of_data_of_ones_own(session: MonitoredSession, watched: Watched) -> None:
@@ -232,10 +217,8 @@ async def an_end_of_data_of_ones_own(session: MonitoredSession, watched: Watched
         payload = watched.make()
         raise OutOfRangeError("mine", payload)
 
-    try:
+    with suppress(OutOfRangeError):
         await session.run_step_fn(step)
-    except OutOfRangeError:
-        pass
 
 
 CASES = [
@@ -282,10 +265,8 @@ async def test_nothing_of_a_failing_hook_stays_alive(point: str) -> None:
 
     async with monitored(Graph(), Forgetful("a", [], **{point: fail})) as session:
         with no_collector():
-            try:
+            with suppress(Oops):
                 await session.run(fetch)
-            except Oops:
-                pass
             await anyio.lowlevel.checkpoint()
             assert watched.alive() == 0
 
@@ -346,10 +327,8 @@ async def test_nothing_of_an_ended_session_stays_alive(how: str) -> None:
 
     with no_collector():
         with anyio.CancelScope() as scope:
-            try:
+            with suppress(Oops):
                 await live()
-            except Oops:
-                pass
         await anyio.lowlevel.checkpoint()
         assert watched.alive() == 0
 
@@ -374,10 +353,8 @@ async def test_a_stop_that_is_handled_is_freed() -> None:
     async with monitored(Graph(), Forgetful("a", [])) as session:
         with no_collector():
             for run in (lambda: session.run_step_fn(step), meet):
-                try:
+                with suppress(StopRequested):
                     await run()
-                except StopRequested:
-                    pass
             await anyio.lowlevel.checkpoint()
             assert watched.alive() == 0
 
@@ -422,10 +399,8 @@ async def test_nothing_of_a_background_error_stays_alive() -> None:
             with no_collector():
                 hook.coord.start_soon(fail)
                 await anyio.wait_all_tasks_blocked()
-                try:
+                with suppress(Oops):
                     await session.run(nothing)
-                except Oops:
-                    pass
                 await anyio.lowlevel.checkpoint()
                 assert watched.alive() == 0
 
@@ -449,9 +424,7 @@ async def test_nothing_of_an_absorbed_error_stays_alive() -> None:
         with no_collector():
             async with coords[0].stop_on_exception():
                 await fail()
-            try:
+            with suppress(Oops):
                 await session.run(nothing)
-            except Oops:
-                pass
             await anyio.lowlevel.checkpoint()
             assert watched.alive() == 0

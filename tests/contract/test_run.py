@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextvars
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import anyio
@@ -40,6 +39,8 @@ from asyncstep import (
     placeholder,
     source,
 )
+
+from .counting import to_the_end as monitored
 
 pytestmark = pytest.mark.anyio
 
@@ -121,16 +122,6 @@ class Pair(NamedTuple):
 
     left: Any
     right: Any
-
-
-@asynccontextmanager
-async def monitored(graph: Graph, *hooks: SessionRunHook, **options: Any) -> AsyncIterator[MonitoredSession]:
-    """A monitored session whose block is to run to its end: a stop that cuts it short is a failure."""
-    ended = False
-    async with MonitoredSession(ChiefSessionCreator(graph=graph), hooks, **options) as session:
-        yield session
-        ended = True
-    assert ended, f"the block was cut short: {session.stop_reason}"
 
 
 def fed(run_context: SessionRunContext) -> Mapping[Any, Any]:

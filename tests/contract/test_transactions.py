@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -34,6 +33,8 @@ from asyncstep import (
     source,
 )
 
+from .counting import to_the_end as monitored
+
 pytestmark = pytest.mark.anyio
 
 
@@ -48,16 +49,6 @@ class Window(SessionRunHook):
     async def look(self, *names: str) -> list[Any]:
         """The committed values of variables, read from a task that no step started."""
         return list(await self.session.run(list(names)))
-
-
-@asynccontextmanager
-async def monitored(graph: Graph, *hooks: SessionRunHook, **options: Any) -> AsyncIterator[MonitoredSession]:
-    """A monitored session whose block is to run to its end: a stop that cuts it short is a failure."""
-    ended = False
-    async with MonitoredSession(ChiefSessionCreator(graph=graph), hooks, **options) as session:
-        yield session
-        ended = True
-    assert ended, f"the block was cut short: {session.stop_reason}"
 
 
 def at(point: str, act: Callable[[SessionRunContext], Awaitable[object]]) -> SessionRunHook:
