@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import anyio
 import pytest
-from trio.testing import MockClock
 
 from asyncstep import (
     ChiefSessionCreator,
@@ -25,30 +24,22 @@ from asyncstep import (
     source,
 )
 from asyncstep.errors import InvalidTypeError
+from asyncstep.testing import RecordingHook, virtual_backend
 
 pytestmark = pytest.mark.anyio
-
-
-class Keeper(SessionRunHook):
-    """Keeps the coordinator that hooks are given."""
-
-    coord: Coordinator
-
-    async def after_create_session(self, session: Session, coord: Coordinator) -> None:
-        self.coord = coord
 
 
 @asynccontextmanager
 async def coordinated(**options: Any) -> AsyncIterator[tuple[MonitoredSession, Coordinator]]:
     """An open session with a task group around it, and its coordinator; its body must reach its end."""
-    keeper = Keeper()
+    hook = RecordingHook()
     left_early = True
     async with anyio.create_task_group() as group:
         session = MonitoredSession(
-            ChiefSessionCreator(graph=Graph()), hooks=[keeper], task_group=group, **options
+            ChiefSessionCreator(graph=Graph()), hooks=[hook], task_group=group, **options
         )
         async with session:
-            yield session, keeper.coord
+            yield session, hook.coord
             left_early = False
         assert not left_early
 
@@ -79,10 +70,10 @@ async def failing(error: BaseException) -> None:
 
 async def test_a_background_task_needs_a_task_group() -> None:
     """L8: without one, asking for a task is a RuntimeError that says what to do."""
-    keeper = Keeper()
-    async with MonitoredSession(ChiefSessionCreator(graph=Graph()), hooks=[keeper]):
+    hook = RecordingHook()
+    async with MonitoredSession(ChiefSessionCreator(graph=Graph()), hooks=[hook]):
         with pytest.raises(RuntimeError, match=r"task_group=.*session\.loop"):
-            keeper.coord.start_soon(anyio.sleep, 0)
+            hook.coord.start_soon(anyio.sleep, 0)
 
 
 async def test_a_background_task_runs_with_its_arguments() -> None:
@@ -100,27 +91,27 @@ async def test_a_background_task_runs_with_its_arguments() -> None:
 
 async def test_a_background_task_runs_in_the_group_of_a_loop() -> None:
     """L8: without a group of the user's, as long as the loop runs; it ends with the loop."""
-    keeper = Keeper()
+    hook = RecordingHook()
     ended: list[bool] = []
 
     async def task() -> None:
-        await keeper.coord.wait_for_stop()
+        await hook.coord.wait_for_stop()
         ended.append(True)
 
     async def step(ctx: StepContext) -> None:
-        keeper.coord.start_soon(task)
+        hook.coord.start_soon(task)
         ctx.request_stop("enough")
 
-    async with MonitoredSession(ChiefSessionCreator(graph=Graph()), hooks=[keeper]) as session:
+    async with MonitoredSession(ChiefSessionCreator(graph=Graph()), hooks=[hook]) as session:
         await session.loop(step)
         assert ended == [True]
         with pytest.raises(RuntimeError, match="task_group"):
-            keeper.coord.start_soon(task)
+            hook.coord.start_soon(task)
 
 
 async def test_background_tasks_run_in_the_group_of_any_open_loop() -> None:
     """L8: of two loops, the one that ends first does not take the group of the other away."""
-    keeper = Keeper()
+    hook = RecordingHook()
     second_runs, first_is_over = anyio.Event(), anyio.Event()
     ran: list[bool] = []
 
@@ -138,9 +129,9 @@ async def test_background_tasks_run_in_the_group_of_any_open_loop() -> None:
         session.request_stop("enough")
         second_runs.set()
         await first_is_over.wait()
-        keeper.coord.start_soon(task)
+        hook.coord.start_soon(task)
 
-    session = MonitoredSession(ChiefSessionCreator(graph=Graph()), hooks=[keeper])
+    session = MonitoredSession(ChiefSessionCreator(graph=Graph()), hooks=[hook])
     async with session, anyio.create_task_group() as group:
         group.start_soon(run_first)
         await anyio.wait_all_tasks_blocked()
@@ -150,14 +141,14 @@ async def test_background_tasks_run_in_the_group_of_any_open_loop() -> None:
 
 async def test_a_group_that_refuses_a_task_leaves_none_behind() -> None:
     """L8: the error is the group's, and closing does not wait for a task that never was."""
-    keeper = Keeper()
+    hook = RecordingHook()
     async with anyio.create_task_group() as group:
         pass
     creator = ChiefSessionCreator(graph=Graph())
-    async with MonitoredSession(creator, hooks=[keeper], task_group=group):
+    async with MonitoredSession(creator, hooks=[hook], task_group=group):
         with pytest.raises(RuntimeError):
-            keeper.coord.start_soon(anyio.sleep_forever)
-        await keeper.coord.join()
+            hook.coord.start_soon(anyio.sleep_forever)
+        await hook.coord.join()
 
 
 async def test_a_background_task_is_a_function() -> None:
@@ -169,21 +160,21 @@ async def test_a_background_task_is_a_function() -> None:
 
 async def test_no_background_task_is_started_when_the_session_ends_its_own() -> None:
     """L8, L1: neither by a hook's end nor after the closing, for nobody would stop it."""
-    keeper = Keeper()
+    hook = RecordingHook()
     refused: list[SessionClosedError] = []
 
     class Late(SessionRunHook):
         async def end(self, session: Session) -> None:
             with pytest.raises(SessionClosedError) as caught:
-                keeper.coord.start_soon(anyio.sleep_forever)
+                hook.coord.start_soon(anyio.sleep_forever)
             refused.append(caught.value)
 
     async with anyio.create_task_group() as group:
         creator = ChiefSessionCreator(graph=Graph())
-        async with MonitoredSession(creator, hooks=[keeper, Late()], task_group=group):
+        async with MonitoredSession(creator, hooks=[hook, Late()], task_group=group):
             pass
         with pytest.raises(SessionClosedError):
-            keeper.coord.start_soon(anyio.sleep_forever)
+            hook.coord.start_soon(anyio.sleep_forever)
     assert len(refused) == 1
 
 
@@ -253,7 +244,7 @@ async def test_the_stop_of_the_session_is_no_error_of_a_background_task() -> Non
 
 async def test_an_error_after_the_closing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """E3: a task that outlives the closing can raise to nobody; nor is it silent."""
-    keeper, release = Keeper(), anyio.Event()
+    hook, release = RecordingHook(), anyio.Event()
 
     async def stubborn() -> None:
         with anyio.CancelScope(shield=True):
@@ -264,9 +255,9 @@ async def test_an_error_after_the_closing_is_logged(caplog: pytest.LogCaptureFix
         creator = ChiefSessionCreator(graph=Graph())
         with pytest.raises(TimeoutError, match="stubborn task"):
             async with MonitoredSession(
-                creator, hooks=[keeper], task_group=group, stop_grace_period=0.02
+                creator, hooks=[hook], task_group=group, stop_grace_period=0.02
             ) as session:
-                keeper.coord.start_soon(stubborn, name="stubborn task")
+                hook.coord.start_soon(stubborn, name="stubborn task")
         assert session.should_stop() is True
         release.set()
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
@@ -276,15 +267,15 @@ async def test_an_error_after_the_closing_is_logged(caplog: pytest.LogCaptureFix
 
 async def test_an_error_given_by_a_hooks_end_is_raised() -> None:
     """E3: `request_stop(error)` at the very end is not too late."""
-    keeper = Keeper()
+    hook = RecordingHook()
     error = ValueError("at the end")
 
     class Late(SessionRunHook):
         async def end(self, session: Session) -> None:
-            keeper.coord.request_stop(error)
+            hook.coord.request_stop(error)
 
     with pytest.raises(ValueError, match="at the end") as caught:
-        async with MonitoredSession(ChiefSessionCreator(graph=Graph()), hooks=[keeper, Late()]):
+        async with MonitoredSession(ChiefSessionCreator(graph=Graph()), hooks=[hook, Late()]):
             pass
     assert caught.value is error
 
@@ -483,12 +474,12 @@ async def test_stop_on_exception_does_nothing_without_one() -> None:
 
 async def test_stop_on_exception_keeps_no_end_of_data() -> None:
     """S7: the end of the session's data is a stop already, and no error."""
-    keeper = Keeper()
+    hook = RecordingHook()
     graph = Graph()
     with graph:
         items = source([], name="items")
-    async with MonitoredSession(ChiefSessionCreator(graph=graph), hooks=[keeper]) as session:
-        async with keeper.coord.stop_on_exception():
+    async with MonitoredSession(ChiefSessionCreator(graph=graph), hooks=[hook]) as session:
+        async with hook.coord.stop_on_exception():
             await session.run(items)
     assert session.stop_reason is not None
     assert session.stop_reason.kind == "end_of_data"
@@ -545,7 +536,7 @@ async def test_every_calls_until_the_stop() -> None:
 
 
 @pytest.mark.parametrize(
-    "anyio_backend", [("trio", {"clock": MockClock(autojump_threshold=0)})], ids=["trio"]
+    "anyio_backend", [virtual_backend("asyncio"), virtual_backend("trio")], ids=["asyncio", "trio"]
 )
 async def test_late_ticks_are_skipped(anyio_backend: tuple[str, dict[str, Any]]) -> None:
     """The clock does not drift, and a call that takes long makes no calls pile up."""
@@ -589,15 +580,15 @@ async def test_every_needs_a_positive_number_of_seconds(seconds: float) -> None:
 
 async def test_a_function_is_called_when_all_is_closed() -> None:
     """L6: after every hook's end, in whatever way the session ended."""
-    keeper = Keeper()
+    hook = RecordingHook()
     order: list[str] = []
 
     class Ending(SessionRunHook):
         async def end(self, session: Session) -> None:
             order.append("end")
 
-    async with MonitoredSession(ChiefSessionCreator(graph=Graph()), hooks=[keeper, Ending()]):
-        keeper.coord.call_when_closed(lambda: order.append("closed"))
+    async with MonitoredSession(ChiefSessionCreator(graph=Graph()), hooks=[hook, Ending()]):
+        hook.coord.call_when_closed(lambda: order.append("closed"))
     assert order == ["end", "closed"]
 
 

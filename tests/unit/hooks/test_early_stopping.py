@@ -13,8 +13,6 @@ from asyncstep import (
     Graph,
     MonitoredSession,
     Recovery,
-    Session,
-    SessionCreator,
     StepContext,
     StopKind,
     StopReason,
@@ -23,6 +21,7 @@ from asyncstep import (
 from asyncstep.errors import InvalidArgumentError, InvalidTypeError, NotFoundError
 from asyncstep.hooks import EarlyStoppingHook, EvaluatorHook
 from asyncstep.hooks.early_stopping import Trend
+from asyncstep.testing import LosableSessionCreator
 
 NAN, INF = math.nan, math.inf
 
@@ -151,15 +150,6 @@ async def test_other_evaluations_do_not_count() -> None:
 async def test_a_recovery_makes_no_evaluation_count_twice() -> None:
     """After a recovery each evaluation is taken once, as before."""
 
-    class Restoring(SessionCreator):
-        """Each of its sessions starts at 0."""
-
-        def __init__(self) -> None:
-            self.graph = Graph()
-
-        async def create_session(self) -> Session:
-            return Session(self.graph)
-
     plan: list[Exception | None] = [None, AbortedError("again")]
 
     async def step() -> None:
@@ -171,7 +161,9 @@ async def test_a_recovery_makes_no_evaluation_count_twice() -> None:
         return 1.0
 
     hooks = [EvaluatorHook(worst, every_n_steps=1), EarlyStoppingHook("eval", patience=4)]
-    session = MonitoredSession(Restoring(), hooks, recovery=Recovery(restore="always", wait_initial=0.001))
+    session = MonitoredSession(
+        LosableSessionCreator(Graph()), hooks, recovery=Recovery(restore="always", wait_initial=0.001)
+    )
     async with session:
         while not session.should_stop():
             await session.run(step)

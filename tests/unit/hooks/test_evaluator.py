@@ -22,7 +22,6 @@ from asyncstep import (
     OutOfRangeError,
     Recovery,
     Session,
-    SessionCreator,
     SessionRunContext,
     SessionRunHook,
     StepContext,
@@ -43,6 +42,7 @@ from asyncstep.hooks import (
     StopAtStepHook,
 )
 from asyncstep.hooks.evaluator import evaluations_of, tagged
+from asyncstep.testing import LosableSessionCreator
 
 pytestmark = pytest.mark.anyio
 
@@ -214,15 +214,6 @@ async def test_a_source_that_has_ended_is_an_error_of_the_evaluation() -> None:
 async def test_after_a_recovery_the_first_step_is_evaluated(results: Results) -> None:
     """Where a recovery goes back, evaluations begin again with the first step."""
 
-    class Restoring(SessionCreator):
-        """Each of its sessions starts at 0."""
-
-        def __init__(self) -> None:
-            self.graph = Graph()
-
-        async def create_session(self) -> Session:
-            return Session(self.graph)
-
     plan: list[Exception | None] = [None, None, AbortedError("again"), None]
 
     async def planned() -> None:
@@ -231,7 +222,9 @@ async def test_after_a_recovery_the_first_step_is_evaluated(results: Results) ->
             raise failure
 
     hook = EvaluatorHook(step, every_n_steps=100, on_result=results)
-    session = MonitoredSession(Restoring(), [hook], recovery=Recovery(restore="always", wait_initial=0.001))
+    session = MonitoredSession(
+        LosableSessionCreator(Graph()), [hook], recovery=Recovery(restore="always", wait_initial=0.001)
+    )
     async with session:
         for _ in range(3):
             await session.run(planned)

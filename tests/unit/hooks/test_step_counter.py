@@ -16,8 +16,6 @@ from asyncstep import (
     Graph,
     MonitoredSession,
     Recovery,
-    Session,
-    SessionCreator,
     SessionRunContext,
     SessionRunHook,
     SessionRunValues,
@@ -26,6 +24,7 @@ from asyncstep import (
 )
 from asyncstep.errors import InvalidArgumentError, InvalidTypeError
 from asyncstep.hooks import SecondOrStepTimer, StepCounterHook
+from asyncstep.testing import LosableSessionCreator
 
 pytestmark = pytest.mark.anyio
 
@@ -185,15 +184,6 @@ async def test_a_step_that_is_told_late_is_not_told_again(clock: list[float], wr
 async def test_a_recovery_starts_the_clock_anew(clock: list[float], writer: Writer) -> None:
     """Steps that a recovery makes run again are not progress: measuring starts anew."""
 
-    class Restoring(SessionCreator):
-        """Each of its sessions starts at 0."""
-
-        def __init__(self) -> None:
-            self.graph = Graph()
-
-        async def create_session(self) -> Session:
-            return Session(self.graph)
-
     plan: list[BaseException | None] = [None, None, AbortedError("again"), None, None, None]
 
     async def step() -> None:
@@ -204,7 +194,7 @@ async def test_a_recovery_starts_the_clock_anew(clock: list[float], writer: Writ
 
     recovery = Recovery(restore="always", wait_initial=0.001)
     session = MonitoredSession(
-        Restoring(), [StepCounterHook(every_n_steps=2, writer=writer)], recovery=recovery
+        LosableSessionCreator(Graph()), [StepCounterHook(every_n_steps=2, writer=writer)], recovery=recovery
     )
     async with session:
         for _ in range(5):

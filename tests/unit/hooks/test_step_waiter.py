@@ -11,14 +11,13 @@ from asyncstep import (
     Graph,
     MonitoredSession,
     Recovery,
-    Session,
     SessionClosedError,
-    SessionCreator,
     StopRequested,
     Variable,
 )
 from asyncstep.errors import InvalidArgumentError, InvalidTypeError
 from asyncstep.hooks import GlobalStepWaiterHook
+from asyncstep.testing import LosableSessionCreator
 
 pytestmark = pytest.mark.anyio
 
@@ -138,17 +137,9 @@ async def test_cancellation_ends_the_waiting() -> None:
 async def test_the_waiting_survives_a_recovery() -> None:
     """A run that waits when the session recovers waits on in the new incarnation."""
 
-    class Restoring(SessionCreator):
-        """Its first session starts at 0, the one after the recovery at 5."""
-
-        def __init__(self) -> None:
-            with Graph() as self.graph:
-                starts = iter([0, 5])
-                Variable(lambda: next(starts), name="global_step")
-
-        async def create_session(self) -> Session:
-            return Session(self.graph)
-
+    starts = iter([0, 5])  # of the first session, and of the one after the recovery
+    with Graph() as graph:
+        Variable(lambda: next(starts), name="global_step")
     failures = iter([AbortedError("once")])
 
     async def fails_once() -> None:
@@ -156,7 +147,7 @@ async def test_the_waiting_survives_a_recovery() -> None:
             raise failure
 
     recovery = Recovery(restore="always", wait_initial=0.001)
-    session = MonitoredSession(Restoring(), [GlobalStepWaiterHook(5)], recovery=recovery)
+    session = MonitoredSession(LosableSessionCreator(graph), [GlobalStepWaiterHook(5)], recovery=recovery)
     async with session, anyio.create_task_group() as tasks:
         tasks.start_soon(session.run, step)
         await anyio.wait_all_tasks_blocked()

@@ -11,8 +11,6 @@ from asyncstep import (
     Graph,
     MonitoredSession,
     Recovery,
-    Session,
-    SessionCreator,
     StepContext,
     StopKind,
     StopReason,
@@ -21,6 +19,7 @@ from asyncstep import (
 )
 from asyncstep.errors import InvalidArgumentError, InvalidTypeError
 from asyncstep.hooks import StopAtStepHook
+from asyncstep.testing import LosableSessionCreator
 
 pytestmark = pytest.mark.anyio
 
@@ -91,17 +90,9 @@ async def test_zero_steps_are_none() -> None:
 async def test_a_recovery_does_not_count_anew() -> None:
     """num_steps counts from where the session was opened, wherever a recovery goes on from."""
 
-    class Restoring(SessionCreator):
-        """Its first session starts at 0, and the one after the recovery at 2."""
-
-        def __init__(self) -> None:
-            with Graph() as self.graph:
-                starts = iter([0, 2])
-                Variable(lambda: next(starts), name="global_step")
-
-        async def create_session(self) -> Session:
-            return Session(self.graph)
-
+    starts = iter([0, 2])  # of the first session, and of the one after the recovery
+    with Graph() as graph:
+        Variable(lambda: next(starts), name="global_step")
     failures = iter([AbortedError("once")])
 
     async def fails_once() -> None:
@@ -109,7 +100,9 @@ async def test_a_recovery_does_not_count_anew() -> None:
             raise failure
 
     recovery = Recovery(restore="always", wait_initial=0.001)
-    session = MonitoredSession(Restoring(), hooks=[StopAtStepHook(num_steps=4)], recovery=recovery)
+    session = MonitoredSession(
+        LosableSessionCreator(graph), hooks=[StopAtStepHook(num_steps=4)], recovery=recovery
+    )
     async with session:
         while not session.should_stop():
             await session.run(fails_once)
