@@ -18,6 +18,7 @@ from asyncstep._monitored.stop import (
     raise_as_is,
     take_out,
 )
+from asyncstep._runtime.trace import active
 from asyncstep._runtime.transaction import current
 from asyncstep.errors import InvalidArgumentError, InvalidTypeError, kind_of
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from asyncstep._monitored.life import Life
     from asyncstep._monitored.stop import StopReason
+    from asyncstep._runtime.trace import Span, Trace
 
 logger = logging.getLogger("asyncstep")
 
@@ -53,6 +55,7 @@ class Coordinator:
         self._stop_events: set[anyio.Event] = set()
         self._idle_events: set[anyio.Event] = set()
         self._errors: list[BaseException] = []
+        self._activities: list[Span] = []
         life.stop.when_set(self._wake)
 
     def start_soon(
@@ -89,6 +92,7 @@ class Coordinator:
         """One background task: its error is kept for the session."""
         _within.set((*_within.get(), scope))
         current.set(None)  # what a step starts in the background is no part of the step (contract T8)
+        active.set(None)
         try:
             with scope:
                 await async_fn(*args)
@@ -198,6 +202,30 @@ class Coordinator:
     def call_before_recovery(self, async_fn: Callable[[], Awaitable[None]]) -> None:
         """Await a coroutine function in each recovery, between the raw session that is lost and the next one."""
         self._life.before_recovery.append(async_fn)
+
+    # What follows is for stock hooks that record what the session does.
+
+    def open_trace(self, trace: Trace) -> None:
+        """Record in it the steps that begin from now on, and what is going on beside them."""
+        self._activities = [span for span in self._activities if span.ended is None]
+        for span in self._activities:
+            trace.add(span)
+        self._life.traces += (trace,)
+        self._life.recording += 1
+
+    def close_trace(self, trace: Trace) -> None:
+        """Record no further steps in it; it is over when those are that it has. Idempotent."""
+        if trace in self._life.traces:
+            self._life.traces = tuple(other for other in self._life.traces if other is not trace)
+            self._life.recording -= 1
+        trace.close()
+
+    def note_activity(self, activity: Span) -> None:
+        """Something has begun that goes on beside the steps; its end is filled in when it comes."""
+        self._activities = [span for span in self._activities if span.ended is None]
+        self._activities.append(activity)
+        for trace in self._life.traces:
+            trace.add(activity)
 
     # What follows is for the session.
 

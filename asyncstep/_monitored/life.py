@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from asyncstep._monitored.recovery import Recovery
     from asyncstep._runtime.session import Session
     from asyncstep._runtime.state import Stateful
+    from asyncstep._runtime.trace import Trace
     from asyncstep._runtime.transaction import Transaction
 
 
@@ -39,6 +40,8 @@ class Life:
         entered, opened, closing, closed: where in its life the session is.
         sealed: whether steps can no longer commit.
         turn: the worker that has begun a step most recently.
+        traces: those that steps are recorded in which begin now.
+        recording: how many such traces and recorded step functions there are; 0: no run is recorded unless it asks.
     """
 
     def __init__(
@@ -74,6 +77,8 @@ class Life:
         self.closed: bool = False
         self.sealed = False
         self.turn: object = None
+        self.traces: tuple[Trace, ...] = ()
+        self.recording: int = 0
         self.when_closed: list[Callable[[], None]] = []
         self.before_recovery: list[Callable[[], Awaitable[None]]] = []
         self.last_global_step: int = 0

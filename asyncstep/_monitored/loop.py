@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from asyncstep._monitored.run import begin_run
-from asyncstep._monitored.step import check_step_fn, run_step_fn
+from asyncstep._monitored.step import check_step_fn, recorded_step_fn, run_step_fn
 from asyncstep._monitored.stop import (
     StopKind,
     foremost,
@@ -130,7 +130,8 @@ class _Crew:
                     if not life.closing:
                         raise  # a background task's
                     return  # noqa: ASYNC910 - closed meanwhile, the session has stopped (contract L5)
-                await run_step_fn(life, self.step_fn, self.args, index)
+                run = recorded_step_fn if life.recording else run_step_fn
+                await run(life, self.step_fn, self.args, index)
                 if life.turn == index and self.size > 1:
                     await anyio.lowlevel.checkpoint()  # nobody else has had a turn (contract W3)
         except BaseException as error:  # noqa: ASYNC103 - keep_errors raises a cancellation again

@@ -13,6 +13,7 @@ from asyncstep._monitored.stop import StopKind, is_own_end, leaves
 from asyncstep._runtime.session import Session
 from asyncstep._runtime.snapshot import load_states, states_of
 from asyncstep._runtime.state import SupersededError
+from asyncstep._runtime.trace import WAIT, traced
 from asyncstep._runtime.transaction import add_note_once
 from asyncstep.errors import (
     AbortedError,
@@ -148,13 +149,15 @@ async def prepare_retry(life: Life, error: Exception, attempt: int, raw: Session
     await wait_or_stop(life, seconds)
     _check_not_sealed(life)
     if life.raw is raw and (recovery.restore == "always" or not raw.intact):
-        await recover(life, raw, error)
+        with traced("recovery", WAIT):
+            await recover(life, raw, error)
 
 
 async def recovered(life: Life) -> Session:
     """The raw session for a new attempt, when a recovery that is under way is made. Checkpoint: always."""
-    async with life.recovering:
-        pass
+    with traced("recovery", WAIT):
+        async with life.recovering:
+            pass
     assert life.raw is not None
     return life.raw
 
@@ -172,11 +175,12 @@ async def wait_or_stop(life: Life, seconds: float) -> None:
     woken = anyio.Event()
     life.stop.when_set(woken.set)
     try:
-        if life.stop.reason is None:
-            with anyio.move_on_after(seconds):
-                await woken.wait()
-        else:
-            await anyio.sleep(seconds)
+        with traced("wait for the next attempt", WAIT):
+            if life.stop.reason is None:
+                with anyio.move_on_after(seconds):
+                    await woken.wait()
+            else:
+                await anyio.sleep(seconds)
     finally:
         life.stop.forget(woken.set)
     if _ends_wait(life):

@@ -14,9 +14,10 @@ from asyncstep._monitored.creators import ChiefSessionCreator, Scaffold, Session
 from asyncstep._monitored.hook import ALL, HookTable, SessionRunContext, checked_hooks
 from asyncstep._monitored.life import Life
 from asyncstep._monitored.loop import after_absorbing, loop
+from asyncstep._monitored.recording import is_recorded, recorded_run
 from asyncstep._monitored.recovery import Recovery, create, remember_initial_states
 from asyncstep._monitored.run import begin_run, run_with_retries
-from asyncstep._monitored.step import StepContext, check_step_fn, run_step_fn
+from asyncstep._monitored.step import StepContext, check_step_fn, recorded_step_fn, run_step_fn
 from asyncstep._monitored.stop import (
     StopKind,
     StopReason,
@@ -193,9 +194,10 @@ class MonitoredSession:
         if options is not None or run_metadata is not None:
             check_options(options, run_metadata)
         table = life.table if hooks is ALL else life.table_of(hooks)
-        return await run_with_retries(
-            SessionRunContext(life, table, fetches, feed_dict, options, run_metadata, 0)
-        )
+        context = SessionRunContext(life, table, fetches, feed_dict, options, run_metadata, 0)
+        if (life.recording or options is not None) and is_recorded(life, options):
+            return await recorded_run(context)
+        return await run_with_retries(context)
 
     @typed_run
     async def run_without_hooks(
@@ -212,9 +214,10 @@ class MonitoredSession:
         await life.pace.keep()
         life.check_open()
         check_options(options, run_metadata)
-        return await run_with_retries(
-            SessionRunContext(life, _NO_HOOKS, fetches, feed_dict, options, run_metadata, 0)
-        )
+        context = SessionRunContext(life, _NO_HOOKS, fetches, feed_dict, options, run_metadata, 0)
+        if (life.recording or options is not None) and is_recorded(life, options):
+            return await recorded_run(context)
+        return await run_with_retries(context)
 
     async def run_step_fn(self, step_fn: Callable[[_Context, *Ts], Awaitable[T]], *args: *Ts) -> T:
         """Call ``step_fn(ctx, *args)`` as one step; return what it returns (contract T3).
@@ -225,7 +228,8 @@ class MonitoredSession:
         """
         check_step_fn(step_fn, args)
         await begin_run(self._life)
-        result: T = await run_step_fn(self._life, step_fn, args, 0)
+        run = recorded_step_fn if self._life.recording else run_step_fn
+        result: T = await run(self._life, step_fn, args, 0)
         return result
 
     async def loop(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from asyncstep._monitored.attempt import attempt_run, roll_back
 from asyncstep._monitored.hook import ALL, SessionRunContext
+from asyncstep._monitored.recording import is_recorded, is_wanted, recorded_attempt
 from asyncstep._monitored.recovery import recovered
 from asyncstep._monitored.run import begin_run, is_final, retried
 from asyncstep._monitored.stop import (
@@ -19,6 +20,7 @@ from asyncstep._monitored.stop import (
     take_out,
 )
 from asyncstep._runtime.options import RunMetadata, RunOptions, check_options
+from asyncstep._runtime.trace import STEP_FUNCTION, recorded
 from asyncstep._runtime.transaction import Transaction, current, live
 from asyncstep._runtime.typed import typed_run
 from asyncstep.errors import InvalidTypeError, StopRequested, kind_of
@@ -74,7 +76,10 @@ class StepContext:
         )
         context.attempt = self.attempt
         try:
-            return await attempt_run(context, self.session, transaction)
+            attempt = attempt_run
+            if (life.recording or options is not None) and is_recorded(life, options):
+                attempt = recorded_attempt
+            return await attempt(context, self.session, transaction)
         except Exception as error:
             context._final_errors = ()  # the step has them, too
             if context._committed:
@@ -144,6 +149,21 @@ async def run_step_fn(
         life.in_flight -= 1
         if life.idle is not None:
             life.idle.set()
+
+
+async def recorded_step_fn(
+    life: Life, step_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], worker: int
+) -> Any:
+    """`run_step_fn`, recorded if there is a trace to do so in."""
+    if not is_wanted(life):
+        return await run_step_fn(life, step_fn, args, worker)
+    life.recording += 1  # so that its runs are recorded to its end
+    try:
+        name = name_of(step_fn).rpartition("<locals>.")[2]
+        with recorded(name, STEP_FUNCTION, row=worker, traces=life.traces):
+            return await run_step_fn(life, step_fn, args, worker)
+    finally:
+        life.recording -= 1
 
 
 async def _attempt_step_fn(

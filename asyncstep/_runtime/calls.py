@@ -13,6 +13,7 @@ import anyio.to_process
 import anyio.to_thread
 import tenacity
 
+from asyncstep._runtime.trace import WAIT, active, traced
 from asyncstep.errors import DeadlineExceededError, InvalidTypeError
 
 if TYPE_CHECKING:
@@ -156,7 +157,8 @@ class _Borrowed:
         self.borrower = borrower
 
     async def __aenter__(self) -> None:
-        await self.limiter.acquire_on_behalf_of(self.borrower)
+        with traced("wait for the limiter", WAIT):
+            await self.limiter.acquire_on_behalf_of(self.borrower)
 
     async def __aexit__(self, *_: object) -> None:  # noqa: ASYNC910 - giving back does not wait
         self.limiter.release_on_behalf_of(self.borrower)
@@ -186,7 +188,10 @@ def _retried(call: Callable[..., Awaitable[Any]], retry: Any) -> Callable[..., A
                 raise
 
         try:
-            return await policy.copy()(once)
+            attempts: Any = policy.copy()
+            if active.get() is not None:
+                attempts.sleep = _recorded_sleep(attempts.sleep)
+            return await attempts(once)
         except Exception:
             if last is None:
                 raise
@@ -200,3 +205,11 @@ def _retried(call: Callable[..., Awaitable[Any]], retry: Any) -> Callable[..., A
             del error, trace
 
     return retried
+
+
+def _recorded_sleep(sleep: Callable[[float], Awaitable[None]]) -> Callable[[float], Awaitable[None]]:
+    async def recorded_sleep(seconds: float) -> None:
+        with traced("wait for the next attempt", WAIT):
+            await sleep(seconds)
+
+    return recorded_sleep

@@ -13,7 +13,6 @@ consumers.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,6 +20,7 @@ import anyio
 
 from asyncstep._graph.node import Node
 from asyncstep._runtime.plan import AD_HOC, AWAIT, INLINE, MANY, NONE, ONE
+from asyncstep._runtime.trace import NODE, traced
 from asyncstep._runtime.transaction import add_note_once
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from asyncstep._runtime.plan import Plan
     from asyncstep._runtime.transaction import Transaction
 
-Timings = dict[str, tuple[float, float]]
-
 
 async def evaluate(
     plan: Plan,
@@ -41,13 +39,13 @@ async def evaluate(
     transaction: Transaction,
     *,
     concurrency: int | None = None,
-    timings: Timings | None = None,
+    trace: bool = False,
 ) -> list[Any]:
     """All values of a plan, by slot. `values` begins with those of the fed nodes.
 
     Args:
         concurrency: the most steps that are under way at a time.
-        timings: filled in with the start and the end of each step, in seconds of ``time.monotonic``.
+        trace: whether each step is recorded, as a part of the span that this is called in.
 
     Raises:
         One step failed: its very error, with a note that names the node. Several failed before the
@@ -55,7 +53,7 @@ async def evaluate(
 
     Checkpoint: if a step of it is one.
     """
-    if timings is None and (plan.is_sequence or concurrency == 1):
+    if not trace and (plan.is_sequence or concurrency == 1):
         append = values.append
         try:
             for kind, call, pick in plan.steps:
@@ -73,7 +71,7 @@ async def evaluate(
             name_node(error, plan, len(values) - plan.first, functions)
             raise
     else:
-        await _Overlap(plan, values, functions, transaction, concurrency, timings).run()
+        await _Overlap(plan, values, functions, transaction, concurrency, trace).run()
     for name in plan.late:
         values.append(transaction.read(name))
     return values
@@ -101,14 +99,14 @@ class _Overlap:
         functions: Sequence[Callable[[], Awaitable[Any]]],
         transaction: Transaction,
         concurrency: int | None,
-        timings: Timings | None,
+        trace: bool,
     ) -> None:
         self.plan = plan
         self.values = values
         self.functions = functions
         self.transaction = transaction
         self.concurrency = concurrency
-        self.timings = timings
+        self.trace = trace
         self.group: TaskGroup = anyio.create_task_group()
         self.ready: deque[int] = deque()
         self.waits: list[int] = []
@@ -144,7 +142,7 @@ class _Overlap:
 
     async def _host(self) -> None:
         """The caller's task: in order, until a spare has taken part; then like any other worker."""
-        if self.timings is not None:
+        if self.trace:
             self._share(0, None)
         else:
             await self._ahead()
@@ -208,8 +206,9 @@ class _Overlap:
 
     async def _work(self) -> None:  # noqa: ASYNC910 - a worker that finds nothing to do ends
         """Take ready steps until there are none."""
-        ready, steps, timings = self.ready, self.plan.steps, self.timings
+        ready, steps = self.ready, self.plan.steps
         values, first = self.values, self.plan.first
+        value = self._recorded_value if self.trace else self._value
         index = 0
         try:
             while ready and not self.over:
@@ -217,10 +216,7 @@ class _Overlap:
                 kind, call, pick = steps[index]
                 if ready:
                     self._schedule_spare()
-                began = 0.0 if timings is None else time.monotonic()
-                values[first + index] = await self._value(kind, call, pick)
-                if timings is not None:
-                    self._time(index, began)
+                values[first + index] = await value(index, kind, call, pick)
                 self._finish(index)
         except BaseException as error:  # noqa: ASYNC103 - `run` raises what is kept (contract E1)
             if self._fail(error, index):
@@ -228,7 +224,13 @@ class _Overlap:
         finally:
             self.working -= 1
 
-    async def _value(self, kind: int, call: Any, pick: Any) -> Any:  # noqa: ASYNC910 - see evaluate
+    async def _recorded_value(self, index: int, kind: int, call: Any, pick: Any) -> Any:  # noqa: ASYNC910 - see evaluate
+        leaf = self.plan.nodes[index]
+        name = leaf.name if isinstance(leaf, Node) else _function_name(self.functions[leaf.index])
+        with traced(name, NODE):
+            return await self._value(index, kind, call, pick)
+
+    async def _value(self, _: int, kind: int, call: Any, pick: Any) -> Any:  # noqa: ASYNC910 - see evaluate
         values = self.values
         if kind == INLINE:
             return call(values, self.transaction)
@@ -260,12 +262,6 @@ class _Overlap:
         self.over = True
         self.group.cancel_scope.cancel()
         return cancelled
-
-    def _time(self, index: int, began: float) -> None:
-        leaf = self.plan.nodes[index]
-        name = leaf.name if isinstance(leaf, Node) else _function_name(self.functions[leaf.index])
-        assert self.timings is not None
-        self.timings[name] = (began, time.monotonic())
 
 
 def _function_name(function: object) -> str:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.to_thread
 
-from asyncstep.errors import DeadlineExceededError, InvalidArgumentError, InvalidTypeError, kind_of
+from asyncstep._runtime.trace import NODE, Trace, active
+from asyncstep._runtime.trace_events import checked_path, trace_events, write_trace
+from asyncstep.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    kind_of,
+)
 
 if TYPE_CHECKING:
+    import os
     from types import TracebackType
 
 
@@ -19,7 +29,7 @@ class RunOptions:
 
     Args:
         timeout: seconds; then the run is rolled back with DeadlineExceededError (contract R10).
-        trace: whether to fill in `RunMetadata.node_timings`.
+        trace: whether to record what the run does when, in its `RunMetadata`.
         concurrency: the most nodes that are under way at a time.
     """
 
@@ -39,27 +49,77 @@ class RunMetadata:
     """Filled in by a run (TensorFlow: ``tf.RunMetadata``).
 
     Attributes:
-        node_timings: name of a node -> (start, end) in seconds of ``time.monotonic``, of a traced run.
         global_step: that of the run's commit; None before it.
         attempt: 1, or more after the step was retried.
     """
 
-    __slots__ = ("_node_timings", "attempt", "global_step")
+    __slots__ = ("_trace", "attempt", "global_step")
 
     def __init__(self) -> None:
-        self._node_timings: dict[str, tuple[float, float]] | None = None
+        self._trace: Trace | None = None
         self.global_step: int | None = None
         self.attempt: int = 1
 
     @property
     def node_timings(self) -> dict[str, tuple[float, float]]:
-        """When each node began and ended."""
-        if self._node_timings is None:
-            self._node_timings = {}
-        return self._node_timings
+        """Name of a node -> (start, end) in seconds of ``time.monotonic``; empty if the run was not traced.
+
+        Of a step that was tried again these are the times of the last attempt.
+        """
+        if self._trace is None or not self._trace.spans:
+            return {}
+        whole = self._trace.spans[0]
+        return {
+            span.name: (span.began, span.ended)
+            for span in self._trace.spans
+            if span.category == NODE and span.parent is whole and span.ended is not None
+        }
+
+    def trace_events(self) -> list[dict[str, Any]]:
+        """What the run did when, as events of Chrome's trace event format: the step, its nodes, hooks and waits.
+
+        Raises:
+            FailedPreconditionError: the run was not traced.
+        """
+        return trace_events(self._recorded())
+
+    async def save_trace(self, path: str | os.PathLike[str]) -> None:
+        """Write the trace of the run to a JSON file, which Perfetto and chrome://tracing open.
+
+        It is written in a worker thread, and is there as a whole or not at all; its directory is made if need be.
+
+        Raises:
+            FailedPreconditionError: the run was not traced.
+            InvalidTypeError, InvalidArgumentError: `path` is no path of this machine.
+            OSError: what the disk says.
+
+        Checkpoint: always.
+        """
+        trace, file = self._recorded(), checked_path("the path of a trace", path)
+        await anyio.to_thread.run_sync(write_trace, file, trace)
+
+    def _recorded(self) -> Trace:
+        if self._trace is None:
+            raise FailedPreconditionError(
+                "this run was not traced; ask for it by run(..., options=RunOptions(trace=True), run_metadata=...)"
+            )
+        return self._trace
 
     def __repr__(self) -> str:
         return f"RunMetadata(global_step={self.global_step}, attempt={self.attempt}, nodes={len(self.node_timings)})"
+
+    # What follows is for sessions.
+
+    def new_trace(self) -> Trace:
+        """The trace of the run that begins now; it is over with that run."""
+        self._trace = Trace(closed=True)
+        return self._trace
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether the running code is part of the run that this is filled in by, and recorded in it."""
+        span = active.get()
+        return span is not None and self._trace in span.traces
 
 
 def merged(options: RunOptions, other: RunOptions) -> RunOptions:

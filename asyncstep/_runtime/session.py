@@ -19,6 +19,7 @@ from asyncstep._runtime.pace import Pace
 from asyncstep._runtime.plan import Plan, Step
 from asyncstep._runtime.snapshot import put_back, take
 from asyncstep._runtime.state import LocalStateStore, SupersededError
+from asyncstep._runtime.trace import RUN, active, recorded, traced
 from asyncstep._runtime.transaction import Fate, Transaction, current, enclosing, in_step, live
 from asyncstep._runtime.typed import typed_run
 from asyncstep.errors import (
@@ -318,17 +319,22 @@ class Session:
     ) -> list[Any]:
         """All values of a request's plan."""
         values = list(request.fed)
-        if options is None:
+        if options is None and active.get() is None:
             return await evaluate(request.plan, values, request.functions, transaction)
-        timings = metadata.node_timings if options.trace and metadata is not None else None
-        return await evaluate(
-            request.plan,
-            values,
-            request.functions,
-            transaction,
-            concurrency=options.concurrency,
-            timings=timings,
-        )
+        block: AbstractContextManager[object] = _nothing
+        if metadata is not None and options is not None and options.trace and not metadata.is_recording:
+            block = recorded("run", RUN, traces=(metadata.new_trace(),))
+        elif transaction.owner is None:
+            block = traced("run", RUN)  # a raw run, inside of what is recorded
+        with block:
+            return await evaluate(
+                request.plan,
+                values,
+                request.functions,
+                transaction,
+                concurrency=None if options is None else options.concurrency,
+                trace=active.get() is not None,
+            )
 
 
 async def _close(store: LocalStateStore) -> None:  # noqa: ASYNC910 - it waits if a source's closing does

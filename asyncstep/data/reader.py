@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from asyncstep._runtime.state import SourceState
+from asyncstep._runtime.trace import WAIT, traced
 from asyncstep._runtime.transaction import Fate
 from asyncstep.data.ahead import ReadAhead
 from asyncstep.data.positions import Positions
@@ -68,8 +69,10 @@ class Reader:
         taken = None
         if not self._filling.locked() or (self._gives_again() and not self._queued):
             taken = self._next(transaction)
-        while taken is None:
-            taken = await self._wait(transaction)
+        if taken is None:
+            with traced("wait for items", WAIT):
+                while taken is None:
+                    taken = await self._wait(transaction)
         transaction.hold(taken)
         stream = self._stream
         try:
