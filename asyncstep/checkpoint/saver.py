@@ -242,6 +242,10 @@ class Save:
         if not self._future.done():
             await anyio.to_thread.run_sync(self._future.exception, abandon_on_cancel=True)
 
+    def when_settled(self, call: Callable[[BaseException | None], None]) -> None:
+        """Call a function with the error, or None, in the thread that writes, or at once if that is done."""
+        self._future.add_done_callback(lambda future: call(future.exception()))
+
     def raise_error(self) -> None:
         """Raise what the save raised, if it has failed."""
         self._future.result()

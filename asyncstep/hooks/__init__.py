@@ -15,6 +15,7 @@ from asyncstep.hooks.functions import on_step
 from asyncstep.hooks.log import LoggingHook
 from asyncstep.hooks.nan import NanHook
 from asyncstep.hooks.open_telemetry import OpenTelemetryHook
+from asyncstep.hooks.profiler import ProfilerHook, TraceHook
 from asyncstep.hooks.prometheus import PrometheusHook
 from asyncstep.hooks.signal import SignalHook
 from asyncstep.hooks.step_counter import StepCounterHook
@@ -35,6 +36,7 @@ __all__ = [
     "LoggingHook",
     "NanHook",
     "OpenTelemetryHook",
+    "ProfilerHook",
     "PrometheusHook",
     "SecondOrStepTimer",
     "SignalHook",
@@ -42,5 +44,6 @@ __all__ = [
     "StopAtStepHook",
     "SummarySaverHook",
     "ThreadHook",
+    "TraceHook",
     "on_step",
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from asyncstep._monitored.hook import SessionRunContext, SessionRunHook, SessionRunValues
 from asyncstep._runtime.executor import raise_together
 from asyncstep._runtime.snapshot import global_step
+from asyncstep._runtime.trace import CHECKPOINT, Span
 from asyncstep.checkpoint import Saver
 from asyncstep.checkpoint.directory import check_path
 from asyncstep.errors import FailedPreconditionError, InvalidTypeError, kind_of
@@ -121,6 +122,7 @@ class CheckpointSaverHook(SessionRunHook):
         self._forget()
 
     def _forget(self) -> None:
+        self._coord: Coordinator | None = None
         self._directory: SaverDirectory | None = None
         self._save: Save | None = None
         # The changes that the newest checkpoint holds, if it is one of this session.
@@ -140,6 +142,7 @@ class CheckpointSaverHook(SessionRunHook):
 
     async def after_create_session(self, session: Session, coord: Coordinator) -> None:
         self._timer.reset()
+        self._coord = coord
         if self._directory is None:
             self._directory = await self._saver.open(self._path, coord.call_when_closed)
             coord.call_before_recovery(self._settled)
@@ -182,8 +185,8 @@ class CheckpointSaverHook(SessionRunHook):
 
     async def _begin_save(self, session: Session, step: int) -> None:  # noqa: ASYNC910 - no step waits for a save
         """Take a snapshot, and have it written in a thread; nothing is done for a step that is saved (K5)."""
-        directory = self._directory
-        assert directory is not None
+        directory, coord = self._directory, self._coord
+        assert directory is not None and coord is not None
         ours = global_step(session.store) == directory.newest_step and self._saved_changes is not None
         if ours and self._saved_changes == session.store.changes:
             self._timer.update_last_triggered_step(step)
@@ -196,10 +199,13 @@ class CheckpointSaverHook(SessionRunHook):
         except Exception as error:  # the state is saved all the same
             failure = error
         try:
+            span = Span(f"checkpoint of step {step}", CHECKPOINT, "checkpoints")
             snapshot = session.snapshot()
             self._timer.update_last_triggered_step(step)
             # What a step function writes after its last run with hooks belongs to the step that is saved.
             self._save = directory.begin(snapshot, metric, replace=ours)
+            self._save.when_settled(span.end)
+            coord.note_activity(span)
             self._saved_changes = session.store.changes
             if failure is not None:
                 raise failure

@@ -46,11 +46,13 @@ from asyncstep.hooks import (
     GlobalStepWaiterHook,
     LoggingHook,
     NanHook,
+    ProfilerHook,
     SecondOrStepTimer,
     SignalHook,
     StepCounterHook,
     StopAtStepHook,
     SummarySaverHook,
+    TraceHook,
 )
 from asyncstep.summary import (
     EventFileWriter,
@@ -292,6 +294,8 @@ def stock_hooks(node: Node[float]) -> list[SessionRunHook]:
         GlobalStepWaiterHook(100, timeout=3.0),
         FeedFnHook(lambda: {"fed": 3}),
         SignalHook(),
+        ProfilerHook(save_steps=100, save_secs=60.0, output_dir="traces"),
+        TraceHook("trace.json"),
         final,
     ]
 
