@@ -19,7 +19,7 @@ import click
 
 from asyncstep import Error, StopKind, demo
 from asyncstep.checkpoint_commands import list_command, show_command, verify_command
-from asyncstep.hooks import SignalHook
+from asyncstep.hooks import SignalHook, TraceHook
 from asyncstep.terminal import print_lines
 
 if TYPE_CHECKING:
@@ -67,8 +67,21 @@ main.add_command(verify_command)
     type=click.Path(file_okay=False, path_type=Path),
     help="Save checkpoints in DIR, and go on from the newest one there.",
 )
+@click.option(
+    "--trace",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Write to FILE what was done when, for https://ui.perfetto.dev or chrome://tracing.",
+)
 @click.option("--progress/--no-progress", default=True, help="Say on stderr how many files are done.")
-def run_demo(workers: int, backend: str, root: Path | None, directory: Path | None, progress: bool) -> None:
+def run_demo(
+    workers: int,
+    backend: str,
+    root: Path | None,
+    directory: Path | None,
+    trace: Path | None,
+    progress: bool,
+) -> None:
     """Count lines, tokens, functions, classes and names in the standard library of this Python.
 
     Ctrl-C ends it within a second, with the table of what was counted so far. With --dir it may be killed
@@ -79,7 +92,8 @@ def run_demo(workers: int, backend: str, root: Path | None, directory: Path | No
     where = (root or Path(sysconfig.get_path("stdlib"))).resolve()
     try:
         files = python_files(where)
-        hooks: list[SessionRunHook] = [SignalHook()]
+        hooks: list[SessionRunHook] = [] if trace is None else [TraceHook(trace)]
+        hooks.append(SignalHook())
         if progress:
             hooks.append(demo.Progress(len(files)))
         job = partial(demo.count, where, files, workers=workers, hooks=hooks, directory=directory)

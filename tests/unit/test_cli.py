@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -107,6 +108,40 @@ def test_a_terminal_is_left_with_a_line_of_its_own(
     _, _, err = run("demo", "--source", tree)
     assert err.endswith(" s\r\n")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_trace_has_every_file_and_every_checkpoint(
+    run: Run, tree: Path, saved: Path, tmp_path: Path, backend: str
+) -> None:
+    """What was done when goes to the file that is named; the table is printed all the same."""
+    path = tmp_path / "traces" / "demo.json"
+    args = ("--source", tree, "--dir", saved, "--trace", path, "--workers", 2, "--backend", backend)
+    code, out, err = run("demo", "--no-progress", *args)
+    assert (code, err) == (0, "")
+    assert out.endswith(REST)
+    events = [event for event in json.loads(path.read_text())["traceEvents"] if event["ph"] == "X"]
+    steps = [event for event in events if event["cat"] == "step" and event["args"]["outcome"] == "committed"]
+    assert len(steps) == 4
+    assert sum(event["name"] == "examine" for event in events) == 4
+    assert [event["name"] for event in events if event["cat"] == "checkpoint"][-1] == "checkpoint of step 4"
+
+
+def test_a_trace_that_cannot_be_written_is_a_warning(
+    run: Run, tree: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The count goes on; the log says why there is no trace, with the name of the file."""
+    code, out, _ = run("demo", "--source", tree, "--no-progress", "--trace", tree / "one.py" / "trace.json")
+    assert code == 0
+    assert out.endswith(REST)
+    assert "trace.json" in caplog.text
+
+
+def test_a_directory_is_no_trace(run: Run, tree: Path) -> None:
+    """What cannot be a file is refused before anything is counted."""
+    code, _, err = run("demo", "--source", tree, "--trace", tree)
+    assert code == 2
+    assert "--trace" in err
 
 
 def test_without_a_directory_it_reads_the_standard_library(
