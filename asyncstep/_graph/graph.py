@@ -129,11 +129,24 @@ class Graph:
         self.check_open(f"the tracked object {name!r}")
         self._tracked[name] = obj
 
-    def to_mermaid(self) -> str:
-        """A picture of the graph in Mermaid's language, for docs and notebooks."""
+    def to_mermaid(self, *, fetches: Any = None, feeds: Any = None) -> str:
+        """A picture of the graph in Mermaid's language, for docs and notebooks.
+
+        Sources, placeholders, variables, what changes a variable, and ops have shapes and colours of their own;
+        control dependencies are dashed. A graph that Mermaid would refuse, by its limits of 500 edges and 50,000
+        letters, is summed up: one box for all calls of an op, with their number.
+
+        Args:
+            fetches: nodes and names in any nesting, as a run would fetch them: they get a thick frame, and what that
+                run has no need of is pale.
+            feeds: nodes and names that the run would be fed, or its feed_dict: they get a thick dashed frame.
+
+        Raises:
+            NotFoundError, InvalidArgumentError, InvalidTypeError: `fetches` or `feeds` are not of this graph.
+        """
         from asyncstep._graph.draw import to_mermaid
 
-        return to_mermaid(self)
+        return to_mermaid(self, fetches, feeds)
 
     @property
     def described(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
 
 from asyncstep._graph.graph import get_default_graph
@@ -102,9 +103,9 @@ class StateNode(Node[T_co]):
         inputs = nodes_in(args)
         super().__init__(f"{target.name}_{verb}", inputs=inputs, graph=own_graph(target, inputs))
 
+    @abstractmethod
     def apply(self, transaction: Any, args: tuple[Any, ...]) -> T_co:
         """The node's value in a run; `args` are the values of its own."""
-        raise NotImplementedError
 
 
 @final

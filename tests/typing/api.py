@@ -93,6 +93,7 @@ def nodes_have_the_type_of_their_value() -> None:
     assert_type(group(words, length(words), name="both"), Node[None])
     assert_type(words.name, str)
     assert_type(words.graph, Graph)
+    assert_type(words.graph.to_mermaid(fetches=[words, "name"], feeds={words: 1}), str)
     fed: Node[Any] = placeholder("fed", default=3)
     length(fed)
 
