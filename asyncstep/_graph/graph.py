@@ -148,6 +148,15 @@ class Graph:
 
         return to_mermaid(self, fetches, feeds)
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """What a notebook shows: the picture where it can draw one, else a line of text."""
+        picture = self.to_mermaid()
+        return {
+            "text/plain": repr(self),
+            "text/markdown": f"```mermaid\n{picture}```\n",
+            "text/vnd.mermaid": picture,
+        }
+
     @property
     def described(self) -> str:
         """The graph's name for messages."""

@@ -244,3 +244,13 @@ def test_a_graph_of_many_edges_is_summed_up() -> None:
             op(name="all")(lambda xs: xs)(nodes)
     picture = taken_apart(graph.to_mermaid())
     assert picture.counts == {("one x 30", "-->", "all x 30"): 900}
+
+
+def test_a_notebook_shows_the_picture(crawl: Graph) -> None:
+    """JupyterLab draws `text/vnd.mermaid`, others a fenced block of Markdown, a terminal the line of text."""
+    bundle = crawl._repr_mimebundle_(include=None, exclude=None)
+    assert bundle == {
+        "text/plain": "<Graph 'crawl' of 10 nodes>",
+        "text/markdown": f"```mermaid\n{crawl.to_mermaid()}```\n",
+        "text/vnd.mermaid": crawl.to_mermaid(),
+    }
