@@ -7,6 +7,7 @@ import math
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import anyio
 
@@ -56,6 +57,7 @@ class Coordinator:
         self._idle_events: set[anyio.Event] = set()
         self._errors: list[BaseException] = []
         self._activities: list[Span] = []
+        self._traces: WeakSet[Trace] = WeakSet()
         life.stop.when_set(self._wake)
 
     def start_soon(
@@ -212,6 +214,7 @@ class Coordinator:
             trace.add(span)
         self._life.traces += (trace,)
         self._life.recording += 1
+        self._traces.add(trace)
 
     def close_trace(self, trace: Trace) -> None:
         """Record no further steps in it; it is over when those are that it has. Idempotent."""
@@ -224,7 +227,7 @@ class Coordinator:
         """Something has begun that goes on beside the steps; its end is filled in when it comes."""
         self._activities = [span for span in self._activities if span.ended is None]
         self._activities.append(activity)
-        for trace in self._life.traces:
+        for trace in self._traces:
             trace.add(activity)
 
     # What follows is for the session.

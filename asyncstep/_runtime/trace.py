@@ -106,6 +106,7 @@ class Trace:
     """
 
     __slots__ = (
+        "__weakref__",
         "_closed",
         "_roots",
         "began",

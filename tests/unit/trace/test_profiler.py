@@ -423,8 +423,6 @@ async def test_a_trace_that_is_written_is_forgotten(tmp_path: Path, monkeypatch:
     kept: list[weakref.ref[Any]] = []
 
     class Known(Trace):
-        __slots__ = ("__weakref__",)
-
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             kept.append(weakref.ref(self))
@@ -524,6 +522,18 @@ async def test_a_checkpoint_is_shown_from_the_snapshot_until_it_is_durable(tmp_p
     begun = only(found["worker 0"], "step 1")
     assert found["checkpoints"][0]["ts"] >= begun["ts"]
     assert all("ended" not in event["args"] for event in found["checkpoints"])
+
+
+async def test_a_checkpoint_of_the_traced_step_is_in_its_trace(tmp_path: Path) -> None:
+    """A hook that comes after in the list begins to save when the trace takes no further step."""
+    hooks = [
+        ProfilerHook(save_steps=9, output_dir=tmp_path),
+        CheckpointSaverHook(tmp_path / "saved", save_steps=9),
+    ]
+    async with monitored(Graph(), *hooks) as session:
+        await run_steps(session, 2)
+    found = rows(events(tmp_path / "timeline-1.json"))
+    assert [event["name"] for event in found["checkpoints"]] == ["checkpoint of step 1"]
 
 
 async def test_a_checkpoint_that_began_before_the_trace_is_cut(
