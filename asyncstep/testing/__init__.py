@@ -2,8 +2,8 @@
 
 recording     a hook that writes down what it is told
 losable       a session whose state is lost when the test says so
-virtual_time  sleeps and timeouts that take no time (trio_clock: ... on trio)
-faults        an op that fails, a step that is cancelled, a checkpoint that cannot be written
+virtual_time  sleeps and timeouts that take no time (trio_clock: ... on trio; elsewhere: what is waited for)
+faults        an op that fails, a step that is cancelled, a checkpoint that cannot be written (raising: by which error)
 fixtures      some of it as pytest fixtures: ``pytest_plugins = ["asyncstep.testing.fixtures"]``
 
 Nothing here imports pytest, but `asyncstep.testing.fixtures`.

@@ -16,6 +16,7 @@ import asyncstep.checkpoint
 import asyncstep.data
 import asyncstep.hooks
 import asyncstep.summary
+import asyncstep.testing
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")])
@@ -57,7 +58,15 @@ def test_every_link_inside_the_repository_leads_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "package", [asyncstep, asyncstep.checkpoint, asyncstep.data, asyncstep.hooks, asyncstep.summary]
+    "package",
+    [
+        asyncstep,
+        asyncstep.checkpoint,
+        asyncstep.data,
+        asyncstep.hooks,
+        asyncstep.summary,
+        asyncstep.testing,
+    ],
 )
 def test_the_reference_has_every_public_name(package: ModuleType) -> None:
     """What can be imported is described."""
