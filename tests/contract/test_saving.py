@@ -31,6 +31,7 @@ from asyncstep import (
 )
 from asyncstep.checkpoint import KeepBest, Saver, list_checkpoints, read_checkpoint
 from asyncstep.hooks import CheckpointSaverHook, StopAtStepHook
+from asyncstep.testing import fail_write
 
 from .counting import Oops, entire, leaves
 from .saving_parts import LONG, QUICK, Counting, HeldSaver, flip_bit, newest, put, saved
@@ -403,10 +404,9 @@ async def test_the_step_just_restored_is_not_saved_again(tmp_path: Path) -> None
 
 async def test_a_failed_save_is_an_error_of_the_session(tmp_path: Path) -> None:
     """K5: it is raised by a later step, or by the closing at the latest, and the last save is made all the same."""
-    made, saver, disk = Counting(), HeldSaver(), OSError(28, "No space left on device")
-    saver.failures = [disk]
-    with pytest.raises(OSError) as caught:
-        async with made.session(every_step(tmp_path, saver=saver)) as session:
+    made, disk = Counting(), OSError(28, "No space left on device")
+    with pytest.raises(OSError) as caught, fail_write(tmp_path, at_step=1, error=disk):
+        async with made.session(every_step(tmp_path)) as session:
             with anyio.fail_after(LONG):
                 while True:
                     await made.steps(session, 1)
@@ -419,14 +419,13 @@ async def test_a_failed_last_save_is_an_error_of_the_closing(tmp_path: Path) -> 
     """K5: with a clean body the error itself is raised; the checkpoints before are there still."""
     made, saver, disk = Counting(), HeldSaver(), OSError(28, "No space left on device")
     put(tmp_path, 5, count=5)
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError) as caught, fail_write(tmp_path, at_step=7, error=disk):
         hook = CheckpointSaverHook(tmp_path, save_steps=FAR, saver=saver)
         async with made.session(hook, directory=tmp_path) as session:
             await made.steps(session, 1)
             with anyio.fail_after(LONG):
                 while saved(tmp_path) != [5, 6]:
                     await anyio.lowlevel.checkpoint()
-            saver.failures = [disk]
             await made.steps(session, 1)
     assert caught.value is disk
     assert saver.asked == [6, 7]
