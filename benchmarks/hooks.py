@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
+
 import asyncstep as a
 from asyncstep import hooks
 from benchmarks.measure import Figure, interleaved
@@ -22,6 +24,13 @@ async def measure(backend: str) -> list[Figure]:
     return figures
 
 
+class Blocking:
+    """A hook of plain functions, as those that block are."""
+
+    def after_run(self, run_context: a.SessionRunContext, run_values: a.SessionRunValues) -> None:
+        """Do nothing, in a thread."""
+
+
 HOOKS: dict[str, Callable[[a.Node[float], Path], a.SessionRunHook]] = {
     "StopAtStepHook": lambda value, path: hooks.StopAtStepHook(num_steps=10**9),
     "CheckpointSaverHook, each 1,000": lambda value, path: hooks.CheckpointSaverHook(path, save_steps=1_000),
@@ -33,6 +42,16 @@ HOOKS: dict[str, Callable[[a.Node[float], Path], a.SessionRunHook]] = {
     "EarlyStoppingHook": lambda value, path: hooks.EarlyStoppingHook(value, patience=10**9),
     "EvaluatorHook, each 100": lambda value, path: hooks.EvaluatorHook(value, every_n_steps=100),
     "SignalHook": lambda value, path: hooks.SignalHook(),
+    "SummarySaverHook, each 100": lambda value, path: hooks.SummarySaverHook(
+        {"value": value}, save_steps=100, output_dir=path
+    ),
+    "ProfilerHook, each 1,000": lambda value, path: hooks.ProfilerHook(
+        save_steps=1_000, output_dir=str(path)
+    ),
+    "OpenTelemetryHook": lambda value, path: hooks.OpenTelemetryHook(),
+    "PrometheusHook": lambda value, path: hooks.PrometheusHook(registry=CollectorRegistry()),
+    "on_step, each 100": lambda value, path: hooks.on_step(lambda step: None, every_steps=100),
+    "ThreadHook": lambda value, path: hooks.ThreadHook(Blocking()),
     "GlobalStepWaiterHook": lambda value, path: hooks.GlobalStepWaiterHook(0),
 }
 
