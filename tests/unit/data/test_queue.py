@@ -29,12 +29,12 @@ def test_arguments_are_checked_when_the_queue_is_made() -> None:
 
 
 def test_a_picture_shows_what_feeds_a_queue() -> None:
-    """A put points to its queue by a dotted arrow."""
+    """A put points to its queue by the arrow of writes."""
     with Graph() as graph:
         frontier = queue([0], name="frontier")
         frontier.put([1])
         frontier.size()
     picture = graph.to_mermaid()
     assert '>"frontier"]' in picture
-    assert "n1 -.->|put| n0" in picture
-    assert "n2 -.->|size| n0" in picture
+    assert "n1 ==> n0" in picture
+    assert "n2 ==> n0" in picture
