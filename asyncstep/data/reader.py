@@ -97,6 +97,9 @@ class Reader:
 
     async def _turn_comes(self) -> bool:
         """Wait for the turn to read; False if there is no need to, because something is given back."""
+        if not self._filling.locked():
+            self._filling.acquire_nowait()
+            return True
         offered = anyio.CancelScope()
         self._queued.append(offered)
         try:
