@@ -95,13 +95,9 @@ def run_demo(
         hooks: list[SessionRunHook] = [] if trace is None else [TraceHook(trace)]
         hooks.append(SignalHook())
         if progress:
-            hooks.append(demo.Progress(len(files)))
+            hooks.append(demo.progress(len(files)))
         job = partial(demo.count, where, files, workers=workers, hooks=hooks, directory=directory)
-        try:
-            values, reason = anyio.run(job, backend=backend)
-        finally:
-            if progress and sys.stderr.isatty():
-                click.echo(err=True)  # leaves the line of the progress
+        values, reason = anyio.run(job, backend=backend)
     except (Error, OSError) as error:  # of the checkpoints: an error of a file is counted, not raised
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:  # before the session was open, or the second Ctrl-C

@@ -6,8 +6,6 @@ Each step is a transaction, so any number of workers finds the same, killed at a
 
 from __future__ import annotations
 
-import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,9 +15,11 @@ from pathlib import Path
 from tokenize import NAME, TokenError, tokenize
 from typing import Any
 
+import click
+
 import asyncstep
-from asyncstep import SessionRunContext, SessionRunHook, SessionRunValues
-from asyncstep.hooks import FinalOpsHook, SecondOrStepTimer
+from asyncstep import SessionRunHook
+from asyncstep.hooks import FinalOpsHook, ProgressHook, on_step
 
 SUMS = ("files", "bytes", "lines", "tokens", "functions", "classes")
 Names = tuple[Counter[str], ...]
@@ -78,20 +78,12 @@ def keep_failed(failed: Failed, found: Found) -> Failed:
     return tuple(sorted((*failed, (found.path, found.error)))) if found.error else failed
 
 
-class Progress(SessionRunHook):
-    """Says on stderr how far the loop is: on one line of a terminal, elsewhere with a line now and then."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._start = total, time.monotonic()
-        seconds, self._line_end = (0.1, "\r") if sys.stderr.isatty() else (2.0, "\n")
-        self._timer = SecondOrStepTimer(seconds)
-
-    async def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:  # noqa: ASYNC910 - no wait
-        done = run_values.global_step or 0  # each step is one file
-        if self._timer.should_trigger_for_step(done) or done == self._total:
-            self._timer.update_last_triggered_step(done)
-            seconds = time.monotonic() - self._start
-            sys.stderr.write(f"{done:>9,} of {self._total:,} files {seconds:>9.1f} s{self._line_end}")
+def progress(total: int) -> SessionRunHook:
+    """Says on stderr how far the loop is: each step is one file. Without rich, a line now and then."""
+    try:
+        return ProgressHook(total)
+    except ImportError:
+        return on_step(lambda step: click.echo(f"{step:>9,} of {total:,} files", err=True), every_secs=2)
 
 
 async def count(

@@ -16,6 +16,7 @@ from asyncstep.hooks.log import LoggingHook
 from asyncstep.hooks.nan import NanHook
 from asyncstep.hooks.open_telemetry import OpenTelemetryHook
 from asyncstep.hooks.profiler import ProfilerHook, TraceHook
+from asyncstep.hooks.progress import ProgressHook
 from asyncstep.hooks.prometheus import PrometheusHook
 from asyncstep.hooks.signal import SignalHook
 from asyncstep.hooks.step_counter import StepCounterHook
@@ -37,6 +38,7 @@ __all__ = [
     "NanHook",
     "OpenTelemetryHook",
     "ProfilerHook",
+    "ProgressHook",
     "PrometheusHook",
     "SecondOrStepTimer",
     "SignalHook",

@@ -8,9 +8,21 @@ from asyncstep._monitored.hook import SessionRunContext, SessionRunHook, Session
 from asyncstep._monitored.stop import StopKind, StopReason
 from asyncstep._runtime.session import Session
 from asyncstep.errors import InvalidArgumentError
+from asyncstep.hooks.shared import shared
 from asyncstep.hooks.timer import check_steps
 
-__all__ = ["StopAtStepHook"]
+__all__ = ["Bound", "StopAtStepHook"]
+
+
+class Bound:
+    """Where a session is going to stop, for its other hooks; see `shared`.
+
+    Attributes:
+        last_step: the global step; None if there is no `StopAtStepHook`.
+    """
+
+    def __init__(self) -> None:
+        self.last_step: int | None = None
 
 
 class StopAtStepHook(SessionRunHook):
@@ -57,6 +69,9 @@ class StopAtStepHook(SessionRunHook):
         if self._target is None:
             assert self._num_steps is not None
             self._target = step + self._num_steps
+        bound = shared(coord, Bound)
+        if bound.last_step is None or self._target < bound.last_step:
+            bound.last_step = self._target
         if step >= self._target:
             coord.set_stop(StopReason(StopKind.HOOK, _reached(step, self._target), "StopAtStepHook"))
 

@@ -97,16 +97,17 @@ def test_progress_goes_to_stderr(run: Run, tree: Path) -> None:
     code, out, err = run("demo", "--source", tree, "--workers", 1)
     assert code == 0
     assert out.endswith(REST)
-    assert "4 of 4 files" in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("step 4 of 4, 100%, ")
 
 
 def test_a_terminal_is_left_with_a_line_of_its_own(
     run: Run, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The line that was written over and over is ended, so nothing is printed across it."""
+    """The bar that was drawn over and over is ended, so nothing is printed across it."""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     _, _, err = run("demo", "--source", tree)
-    assert err.endswith(" s\r\n")
+    assert "4/4" in err.split("\r")[-1]
+    assert err.endswith("\n")
     assert err.count("\n") == 1
 
 
@@ -288,7 +289,7 @@ def test_a_signal_ends_it_with_the_table_of_what_was_done(
         os.link(tmp_path / "n0.py", tmp_path / f"n{number}.py")
     with start("demo", "--source", tmp_path, "--backend", backend) as process:
         first = cast("IO[str]", process.stderr).readline()
-        assert " 1 of 500 files " in first
+        assert first.startswith("step 1 of 500, ")
         os.killpg(process.pid, sent)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + sent
@@ -307,7 +308,7 @@ def test_what_a_signal_stopped_is_gone_on_with(tmp_path: Path) -> None:
         os.link(tmp_path / "n0.py", tmp_path / f"n{number}.py")
     command = ["demo", "--source", tmp_path, "--dir", tmp_path / "saved"]
     with start(*command) as process:
-        assert " 1 of 200 files " in cast("IO[str]", process.stderr).readline()
+        assert "step 1 of 200, " in cast("IO[str]", process.stderr).readline()
         os.killpg(process.pid, signal.SIGINT)
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -320,7 +321,7 @@ def test_what_a_signal_stopped_is_gone_on_with(tmp_path: Path) -> None:
         [f"{200 * 18 * 2000:,}", "bytes"],
         ["400,000", "lines"],
     ]
-    assert " 200 of 200 files " in err
+    assert "step 200 of 200, 100%, " in err
 
 
 def test_a_reader_that_goes_away_is_no_traceback(tree: Path) -> None:
