@@ -10,6 +10,9 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, assert_type
 
 import anyio.lowlevel
+from opentelemetry.metrics import get_meter_provider
+from opentelemetry.trace import get_tracer_provider
+from prometheus_client import CollectorRegistry
 
 import asyncstep
 from asyncstep import (
@@ -41,18 +44,25 @@ from asyncstep import (
 )
 from asyncstep.data import Queue, Source, SourceState, queue
 from asyncstep.hooks import (
+    EarlyStoppingHook,
+    EvaluatorHook,
     FeedFnHook,
     FinalOpsHook,
     GlobalStepWaiterHook,
     LoggingHook,
     NanHook,
+    OpenTelemetryHook,
     ProfilerHook,
+    ProgressHook,
+    PrometheusHook,
     SecondOrStepTimer,
     SignalHook,
     StepCounterHook,
     StopAtStepHook,
     SummarySaverHook,
+    ThreadHook,
     TraceHook,
+    on_step,
 )
 from asyncstep.summary import (
     EventFileWriter,
@@ -298,7 +308,32 @@ def stock_hooks(node: Node[float]) -> list[SessionRunHook]:
         ProfilerHook(save_steps=100, save_secs=60.0, output_dir="traces"),
         TraceHook("trace.json"),
         final,
+        EvaluatorHook({"loss": node}, every_n_steps=3, feed_dict={"fed": 3}, on_result=told),
+        EvaluatorHook(node, at_saves=True),
+        EarlyStoppingHook("eval/loss", patience=3, min_delta=0.1, mode="max", smoothing=0.5),
+        ProgressHook(),
+        ProgressHook(1000, values=[node]),
+        OpenTelemetryHook(),
+        OpenTelemetryHook(
+            tracer_provider=get_tracer_provider(), meter_provider=get_meter_provider(), node_spans=True
+        ),
+        PrometheusHook(),
+        PrometheusHook(registry=CollectorRegistry(), prefix="job"),
+        ThreadHook(Blocking()),
+        on_step(print, every_steps=100),
+        on_step(told, {"node": node}, every_secs=1.5),
     ]
+
+
+async def told(step: int, result: object) -> None:
+    """An async function of a step and its values."""
+
+
+class Blocking:
+    """A hook of plain functions."""
+
+    def after_run(self, run_context: SessionRunContext, run_values: SessionRunValues) -> None:
+        """Block."""
 
 
 def summaries(loss: Node[float], words: Node[str], weights: Node[Any]) -> list[SessionRunHook]:
