@@ -24,7 +24,7 @@ import httpx
 import asyncstep
 from asyncstep.checkpoint import register
 from asyncstep.data import queue
-from asyncstep.hooks import FinalOpsHook, LoggingHook, SignalHook
+from asyncstep.hooks import FinalOpsHook, ProgressHook, SignalHook
 
 DOCS = Path("/usr/share/doc")
 
@@ -115,9 +115,9 @@ async def run(args: argparse.Namespace, port: int) -> tuple[list[str], asyncstep
             links = asyncstep.op(attrgetter("links"))(page)
             work = asyncstep.group(pages.update(add, page), frontier.put(links))
             final = FinalOpsHook((pages, frontier.size()))
-            log = LoggingHook({"waiting": frontier.size()}, every_n_secs=1, at_end=True)
+            hooks = [SignalHook(), ProgressHook(values={"waiting": frontier.size()}), final]
             session = asyncstep.MonitoredTrainingSession(
-                checkpoint_dir=args.dir, save_checkpoint_secs=args.save_secs, hooks=[SignalHook(), log, final]
+                checkpoint_dir=args.dir, save_checkpoint_secs=args.save_secs, hooks=hooks
             )
 
         async def step(ctx: asyncstep.StepContext) -> None:
@@ -140,8 +140,7 @@ def main() -> None:
     parser.add_argument("--save-secs", type=float, default=1, help="seconds between checkpoints")
     parser.add_argument("--backend", default="asyncio", help="asyncio, or trio")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs each request
+    logging.basicConfig(format="%(message)s")
     lines, reason = anyio.run(run, args, serve(args.site).server_port, backend=args.backend)
     print(*lines, f"\nEnded: {reason}", sep="\n")
 

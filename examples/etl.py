@@ -22,7 +22,7 @@ from pathlib import Path
 import anyio
 
 import asyncstep
-from asyncstep.hooks import FinalOpsHook, LoggingHook, SignalHook
+from asyncstep.hooks import FinalOpsHook, ProgressHook, SignalHook
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ async def run(args: argparse.Namespace) -> tuple[list[str], asyncstep.StopReason
             checkpoint_dir=args.dir / "checkpoints",
             save_checkpoint_secs=args.save_secs,
             log_step_count_steps=None,
-            hooks=[SignalHook(), LoggingHook({"rows": loaded}, every_n_secs=1, at_end=True), final],
+            hooks=[SignalHook(), ProgressHook(-(-len(spans) // args.batch), values={"rows": loaded}), final],
         )
 
     async def step(ctx: asyncstep.StepContext) -> None:
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--save-secs", type=float, default=1, help="seconds between checkpoints")
     parser.add_argument("--backend", default="asyncio", help="asyncio, or trio")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
     try:
         lines, reason = anyio.run(run, args, backend=args.backend)
     except KeyboardInterrupt:  # before the session was open, or the second Ctrl-C
