@@ -33,7 +33,7 @@ from asyncstep.data import course, iterables, snapshots
 
 pytestmark = pytest.mark.anyio
 reproducible = settings(
-    max_examples=250,
+    max_examples=120,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
