@@ -40,6 +40,7 @@ class Life:
         entered, opened, closing, closed: where in its life the session is.
         sealed: whether steps can no longer commit.
         turn: the worker that has begun a step most recently.
+        checked_step_fn, checked_args: the step function that was run last, and of how many arguments: it is one.
         traces: those that steps are recorded in which begin now.
         recording: how many such traces and recorded step functions there are; 0: no run is recorded unless it asks.
     """
@@ -82,6 +83,8 @@ class Life:
         self.when_closed: list[Callable[[], None]] = []
         self.before_recovery: list[Callable[[], Awaitable[None]]] = []
         self.last_global_step: int = 0
+        self.checked_step_fn: object = None
+        self.checked_args: int = 0
         self.closed_event: anyio.Event = anyio.Event()
         self._holds_graph = False
         self.idle: anyio.Event | None = None

@@ -226,10 +226,13 @@ class MonitoredSession:
 
         Checkpoint: always a cancel point; a schedule point at least once a millisecond.
         """
-        check_step_fn(step_fn, args)
-        await begin_run(self._life)
-        run = recorded_step_fn if self._life.recording else run_step_fn
-        result: T = await run(self._life, step_fn, args, 0)
+        life = self._life
+        if step_fn is not life.checked_step_fn or len(args) != life.checked_args:
+            check_step_fn(step_fn, args)
+            life.checked_step_fn, life.checked_args = step_fn, len(args)
+        await begin_run(life)
+        run = recorded_step_fn if life.recording else run_step_fn
+        result: T = await run(life, step_fn, args, 0)
         return result
 
     async def loop(
