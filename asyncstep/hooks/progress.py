@@ -341,7 +341,7 @@ def live(progress: Progress, width: int, letters: tuple[str, str]) -> Text:
         if left < 0:
             break
         words.append("  ").append(part, STYLES[kind])
-    line: Text = text(count[: max(width, 0)], "bold")
+    line: Text = text().append(count[: max(width, 0)], "bold")
     if progress.done is not None and left > 8:
         bar = min((left - 1) // 8 * 8, 40)  # few lengths, so that it keeps still
         full = math.floor(bar * progress.done)

@@ -441,6 +441,7 @@ def test_the_colours_are_rich_s() -> None:
     """The done part, the rest and each kind of words have styles, which a theme may change."""
     line = live(Progress(5, 10, 2.5, None, {"loss": 1}, 4), 100, ("#", "-"))
     assert [(line.plain[span.start : span.end], span.style) for span in line.spans] == [
+        (" 5/10", "bold"),
         ("#" * 20, "bar.complete"),
         ("-" * 20, "bar.back"),
         ("50%", "progress.percentage"),
