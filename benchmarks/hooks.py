@@ -48,6 +48,7 @@ HOOKS: dict[str, Callable[[a.Node[float], Path], a.SessionRunHook]] = {
     "ProfilerHook, each 1,000": lambda value, path: hooks.ProfilerHook(
         save_steps=1_000, output_dir=str(path)
     ),
+    "ProgressHook, in lines": lambda value, path: hooks.ProgressHook(10**9, values=[value]),
     "OpenTelemetryHook": lambda value, path: hooks.OpenTelemetryHook(),
     "PrometheusHook": lambda value, path: hooks.PrometheusHook(registry=CollectorRegistry()),
     "on_step, each 100": lambda value, path: hooks.on_step(lambda step: None, every_steps=100),
