@@ -83,7 +83,7 @@ class Life:
         self.when_closed: list[Callable[[], None]] = []
         self.before_recovery: list[Callable[[], Awaitable[None]]] = []
         self.last_global_step: int = 0
-        self.checked_step_fn: object = None
+        self.checked_step_fn: object = self  # none yet
         self.checked_args: int = 0
         self.closed_event: anyio.Event = anyio.Event()
         self._holds_graph = False
