@@ -97,8 +97,8 @@ class StateNode(Node[T_co]):
     def __init__(self, target: Node[Any], verb: str, args: tuple[Any, ...] = ()) -> None:
         from asyncstep._graph.op import as_given, nodes_in
 
-        self.target = target
-        self.verb = verb
+        self.target: Node[Any] = target
+        self.verb: str = verb
         self.args: tuple[Any, ...] = as_given(args)
         inputs = nodes_in(args)
         super().__init__(f"{target.name}_{verb}", inputs=inputs, graph=own_graph(target, inputs))

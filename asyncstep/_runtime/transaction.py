@@ -154,10 +154,10 @@ class Transaction:
         outer: Transaction | None,
         owner: Owner | None = None,
     ) -> None:
-        self.store = store
-        self.parent = parent
-        self.outer = outer
-        self.owner = owner
+        self.store: LocalStateStore = store
+        self.parent: Transaction | None = parent
+        self.outer: Transaction | None = outer
+        self.owner: Owner | None = owner
         self.writes: dict[str, WriteRecord] = {}
         self.items: list[Items] | None = None
         self.failed_items: list[Items] | None = None

@@ -289,7 +289,7 @@ class TakenItems:
 
     def __init__(self, reader: QueueReader, entries: list[tuple[int, Any]]) -> None:
         self._reader = reader
-        self.entries = entries
+        self.entries: list[tuple[int, Any]] = entries
 
     def done(self) -> None:
         """The step has committed."""

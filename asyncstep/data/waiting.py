@@ -42,10 +42,10 @@ class Waiter:
     __slots__ = ("blocked", "event", "given", "puts_itself", "transaction")
 
     def __init__(self, transaction: Transaction) -> None:
-        self.transaction = transaction
+        self.transaction: Transaction = transaction
         self.given: Any = None
-        self.puts_itself = False
-        self.event = anyio.Event()
+        self.puts_itself: bool = False
+        self.event: anyio.Event = anyio.Event()
         self.blocked: list[Step] = []
 
 
@@ -61,9 +61,9 @@ class Step:
     __slots__ = ("over", "puts", "waits")
 
     def __init__(self) -> None:
-        self.waits = 0
-        self.puts = 0
-        self.over = False
+        self.waits: int = 0
+        self.puts: int = 0
+        self.over: bool = False
 
 
 class Waiting:

@@ -38,7 +38,7 @@ class LiveLine:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._text = ""
-        self.lock = threading.RLock()
+        self.lock: threading.RLock = threading.RLock()
         self._diverted: list[_Above] = []
 
     def open(self) -> None:
