@@ -126,7 +126,10 @@ class Session:
         await self.aclose()
 
     async def aclose(self) -> None:  # noqa: ASYNC910 - it waits if a source's closing does
-        """Close the session and its sources; idempotent. Checkpoint: if a source's closing is one."""
+        """Close the session and its sources; idempotent. A closing that was cancelled is finished by the next.
+
+        Checkpoint: if a source's closing is one.
+        """
         await _close(self.store)
 
     def source_state(self, source: Node[Any] | str) -> SourceState:
@@ -338,10 +341,7 @@ class Session:
 
 
 async def _close(store: LocalStateStore) -> None:  # noqa: ASYNC910 - it waits if a source's closing does
-    """Close a store and its sources; idempotent."""
-    if store.released:
-        return  # noqa: ASYNC910 - it waits if a source's closing does
-    store.released = True
+    """Close a store and its sources, which are asked again in case that an earlier closing was cancelled."""
     store.loss = None  # by now it is closed, whatever it was before
     store.close()
     errors: list[BaseException] = []

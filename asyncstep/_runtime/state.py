@@ -95,7 +95,6 @@ class LocalStateStore:
         initial_forms: the dtypes and shapes of the variables' initial arrays, by name.
         initial_states: the states that tracked objects and hooks had at the opening, for a recovery to initial
             values; None once a step has committed, or if there can be no such recovery (contract V5).
-        released: whether the sources are closed, or being closed.
         restored_sources: snapshots of sources, by name, at which they begin when they are opened.
         restored_hooks: the states of hooks in the snapshot that was put back, by the hooks' names.
         restored_step: the global step of that snapshot.
@@ -113,7 +112,6 @@ class LocalStateStore:
         "lineage",
         "loss",
         "readers",
-        "released",
         "restored_hooks",
         "restored_sources",
         "restored_step",
@@ -140,7 +138,6 @@ class LocalStateStore:
         self.superseded: bool = False
         self.lineage: object = object()
         self.loss: Callable[[], BaseException] | None = None
-        self.released: bool = False
         self.initial_forms: dict[str, ArrayForm] = {}
         self.initial_states: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None
 

@@ -496,6 +496,28 @@ async def test_closing_does_not_wait_for_a_thread_for_ever() -> None:
     held.go_on.set()
 
 
+async def test_a_closing_that_was_cancelled_is_finished_by_the_next() -> None:
+    """L8, C3: a raw session, lost or not, is closed again after a cancellation; the thread is out of it then."""
+    held = Held(at=1)
+    number = numbers(held, prefetch=2)
+    closed: list[bool] = []
+
+    async def close(session: Session) -> None:
+        await session.aclose()
+        closed.append(held.used.locked())
+
+    async with Session(number.graph) as session:
+        assert await take(session, number, 1) == [0]
+        await held.reached.wait()
+        for end in (lambda group: group.cancel_scope.cancel(), lambda _: held.go_on.set()):
+            async with anyio.create_task_group() as closing:
+                closing.start_soon(close, session)
+                await anyio.wait_all_tasks_blocked()
+                assert closed == []
+                end(closing)
+        assert closed == [False]
+
+
 async def test_a_step_in_flight_gets_further_items_after_a_stop() -> None:
     """W1, S4: reading ahead goes on until no step is left that could ask."""
     counting = Counting(20)
