@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
+import anyio
 import anyio.lowlevel
 
 from asyncstep.data.course import Course, proof
@@ -43,6 +44,9 @@ class IterableStream(Stream):
     With `prefetch`, iterables that are not async are read by worker threads. While one works, it owns the
     course and the open iterable, and only appends to `_read` and `_taken`; a snapshot is made of nothing but
     what the event loop has taken from these.
+
+    A stream that is closed, or whose object another one has opened, does not touch the items any more: it may
+    be that the next incarnation reads them, while a step of this one is still in `pull`.
     """
 
     def __init__(self, opener: Opener, settings: Settings, name: str) -> None:
@@ -56,10 +60,12 @@ class IterableStream(Stream):
         self._course = Course(name, settings, Positions(), Epochs())
         self._opened: Opened | None = None
         self._ended = False
+        self._used = False
         self._stale: list[AsyncGenerator[Any, Any] | Closable] = []
         self._given_up: Place | None = None
         self._poison: str | None = None
         self._reading = False
+        self._read_over: anyio.Event | None = None
         self._closed = False
 
     def prepare(self) -> None:
@@ -72,7 +78,7 @@ class IterableStream(Stream):
         try:
             if not self._read:
                 self._place()
-                if self.needs_task:
+                if self.needs_task or not self._opener.free:
                     return False
                 self._read_on(want, READ_AT_ONCE)
         except Exception as error:
@@ -82,14 +88,19 @@ class IterableStream(Stream):
     async def pull(self, want: int) -> None:
         self._reading = True
         try:
-            await self._pull(want)
-        except Exception as error:
-            self._read.append((FAILURE, error))
+            try:
+                await self._pull(want)
+            except Exception as error:
+                self._read.append((FAILURE, error))
+            self.hand_over()
+            if self._closed:
+                await super().aclose()
+                await self._close_opened()
         finally:
             self._reading = False
-        self.hand_over()
-        if self._closed:
-            await self.aclose()
+            if self._read_over is not None:
+                self._read_over.set()
+                self._read_over = None
 
     async def _pull(self, want: int) -> None:
         if self._read:
@@ -97,9 +108,13 @@ class IterableStream(Stream):
         if self._thread is not None and self._thread.busy:
             await self._thread.wait(lambda: bool(self._read))
             return
-        self._cut = self._closed
+        self._cut = False
         await self._close_stale()
+        if self._closed:
+            return
         self._place()
+        if not self._opener.free:
+            await self._opener.others_left(self)
         if self.needs_task:
             await self._read_on_async()
         elif self._thread is not None:
@@ -123,7 +138,7 @@ class IterableStream(Stream):
         if self._poison is not None:
             raise FailedPreconditionError(self._poison)
         course, opener = self._course, self._opener
-        if self._opened is not None or self._ended:
+        if self._used:
             opener.check(self)
         if course.over or (self._opened is not None and not course.far):
             return
@@ -134,6 +149,7 @@ class IterableStream(Stream):
         if not goes_on:
             self._discard()
             self._opened = opener.open(self, course.epoch, index, self._snapshots)
+            self._used = True
         elif self._ended:
             self._opened = opener.follow(course.reading)
         self._ended = False
@@ -151,8 +167,8 @@ class IterableStream(Stream):
     def _read_on(self, want: int, reads: int | None) -> None:
         """Read so many entries; or `reads` items at most, if that is not None."""
         opened = self._opened
-        if opened is None:
-            self._publish()  # nothing is wanted
+        if opened is None or self._cut:
+            self._publish()  # nothing is wanted, or the reading is to end
             return
         try:
             iterator = cast("Iterator[Any]", opened.iterator or self._begin(opened))
@@ -174,8 +190,8 @@ class IterableStream(Stream):
     async def _read_on_async(self) -> None:
         """Read until there is an entry."""
         opened = self._opened
-        if opened is None:
-            self._publish()  # nothing is wanted
+        if opened is None or self._cut:
+            self._publish()  # nothing is wanted, or the reading is to end
             return
         try:
             iterator = cast("AsyncIterator[Any]", opened.iterator or self._begin(opened))
@@ -184,7 +200,7 @@ class IterableStream(Stream):
                 if item is _END:
                     self._end()
                     return
-                if self._accept(item, opened) or self._course.far:
+                if self._accept(item, opened) or self._course.far or self._cut:
                     return
         except BaseException as error:
             self._failed(error)
@@ -267,10 +283,20 @@ class IterableStream(Stream):
     async def aclose(self) -> None:
         """Close what is open; a generator that somebody waits for is closed when the wait is over."""
         self._closed = True
-        self.stop()
-        if self._reading:
-            return
         await super().aclose()
+        if not self._reading:
+            await self._close_opened()
+
+    async def leave(self) -> None:
+        """Wait until nothing is being read, and close what is open. Checkpoint: if that is one."""
+        while self._reading:
+            self._read_over = self._read_over or anyio.Event()
+            await self._read_over.wait()
+        if self._thread is not None:
+            await self._thread.out()
+        await self._close_opened()
+
+    async def _close_opened(self) -> None:
         self._discard()
         await self._close_stale()
 

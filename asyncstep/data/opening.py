@@ -30,6 +30,16 @@ class Closable(Protocol):
     def close(self) -> object: ...
 
 
+class User(Protocol):
+    """Who reads what an opener has opened."""
+
+    def stop(self) -> None:
+        """Begin to read no further item."""
+
+    async def leave(self) -> None:
+        """Wait until nothing is being read, and close what is open."""
+
+
 class StateMethods(NamedTuple):
     """How the state of an object is got, and how it is taken back to one."""
 
@@ -138,7 +148,8 @@ class Opener:
         self.starts: bool = self._function is not None and takes_start(self._function)
         self._shared = self._function is None and state_methods(items) is not None
         self._first: Any = _NOTHING
-        self._user: object = None
+        self._user: User | None = None
+        self._former: list[User] = []
 
     def nearest(self, epoch: int, index: int, snapshots: Snapshots) -> tuple[int, int]:
         """The item before which an iterable would be opened for a wanted one."""
@@ -149,8 +160,11 @@ class Opener:
             return snapshot.place
         return (0, 0) if self._shared else (epoch, 0)
 
-    def open(self, user: object, epoch: int, index: int, snapshots: Snapshots) -> Opened:
-        """An iterable at the `nearest` item. Of a shared object, whoever used it before can do so no longer."""
+    def open(self, user: User, epoch: int, index: int, snapshots: Snapshots) -> Opened:
+        """An iterable at the `nearest` item, to be begun when the `others_left`.
+
+        Of a shared object, whoever used it before can do so no longer.
+        """
         place = self.nearest(epoch, index, snapshots)
         if self.starts:
             return Opened(self._called(index), *place)
@@ -159,6 +173,9 @@ class Opener:
         if not self._shared:
             return Opened(self._called(0), *place, state)
         first = self._first_state()
+        if self._user is not None and self._user is not user:
+            self._user.stop()
+            self._former.append(self._user)
         self._user = user
         return Opened(self._items, *place, first if state is _NOTHING else state)
 
@@ -169,7 +186,26 @@ class Opener:
         ended_for_good = isinstance(self._items, Iterator | AsyncIterator)
         return Opened(self._items, epoch, 0, self._first if ended_for_good else _NOTHING)
 
-    def check(self, user: object) -> None:
+    @property
+    def free(self) -> bool:
+        """Whether nobody but its user can still be in a shared object."""
+        return not self._former
+
+    async def others_left(self, user: User) -> None:
+        """Wait until those are out of a shared object that used it before, if that is this user's still.
+
+        An incarnation may have ended in the middle of an item, and its closing may have been cancelled. So
+        who reads next waits here: an object cannot be taken to a state while another one reads it.
+
+        Checkpoint: if somebody reads.
+        """
+        while self._former and self._user is user:
+            former = self._former[0]
+            await former.leave()
+            if former in self._former:
+                self._former.remove(former)
+
+    def check(self, user: User) -> None:
         """Raise FailedPreconditionError if another has opened a shared object since this user did."""
         if self._shared and self._user is not user:
             raise FailedPreconditionError(

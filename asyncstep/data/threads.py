@@ -61,9 +61,18 @@ class ThreadWork:
 
     async def idle(self) -> None:
         """Wait until no call is under way. Checkpoint: if there is one."""
-        if self.busy:
+        while self.busy:
             assert self._call is not None
             await self._call.ended.wait()
+
+    async def out(self) -> None:
+        """Wait until no thread is in a call, also if the event loop in which that began has ended meanwhile.
+
+        Nobody may be about to make another call. Checkpoint: if a thread is in one.
+        """
+        call = self._call
+        if call is not None and call.begun and not call.out.is_set():
+            await anyio.to_thread.run_sync(call.out.wait, abandon_on_cancel=True)
 
     def let_go(self) -> None:
         """In the call: let the task that waits for it go on."""
@@ -78,6 +87,7 @@ class _Call:
         self.function = function
         self.scope: anyio.CancelScope = anyio.CancelScope()  # in which the task that made the call waits
         self.ended = anyio.Event()
+        self.out = threading.Event()
         self.changing = threading.Lock()
         self.begun = False
         self.over = False
@@ -96,6 +106,7 @@ class _Call:
             with self.changing:
                 self.over = True
                 tell = self.left
+            self.out.set()
             if tell:
                 _in_event_loop(self._end)
 

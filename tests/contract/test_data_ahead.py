@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
@@ -16,6 +17,7 @@ import pytest
 from asyncstep import (
     AbortedError,
     ChiefSessionCreator,
+    FailedPreconditionError,
     Graph,
     MonitoredSession,
     OutOfRangeError,
@@ -623,3 +625,242 @@ async def test_a_function_that_fails_is_an_error_of_the_step() -> None:
         with pytest.raises(OSError, match="not there"):
             await session.run(number)
         assert await drain(session, number) == [0, 1, 2]
+
+
+# Objects with a state, which one incarnation reads after the other
+
+
+ALWAYS = Recovery(restore="always", wait_initial=0.0, jitter=0.0)
+
+
+class Shared:
+    """Numbers as an iterable with a state, which is taken to that when it is asked for its first item.
+
+    The item `at` is waited for when it is read for the first time.
+
+    Attributes:
+        reached: set when that begins.
+        go_on: what it waits for.
+        disturbed: whether it was read, or taken to a state, while it gave an item already.
+    """
+
+    def __init__(self, at: int, length: int = 6) -> None:
+        self.at = at
+        self.length = length
+        self.given = 0
+        self.begins_at = 0
+        self.reached = anyio.Event()
+        self.go_on = threading.Event()
+        self.disturbed = False
+        self._used = threading.Lock()
+        self._waits = True
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Note if there is another one."""
+        alone = self._used.acquire(blocking=False)
+        self.disturbed = self.disturbed or not alone
+        try:
+            yield
+        finally:
+            if alone:
+                self._used.release()
+
+    def at_gate(self) -> bool:
+        """Whether the item that is read now is waited for."""
+        if self.given != self.at or not self._waits:
+            return False
+        self._waits = False
+        return True
+
+    def __iter__(self) -> Iterator[int]:
+        self.given, self.begins_at = self.begins_at, 0
+        while self.given < self.length:
+            with self.alone():
+                if self.at_gate():
+                    anyio.from_thread.run_sync(self.reached.set)
+                    assert self.go_on.wait(5)
+                self.given += 1
+            yield self.given - 1
+
+    def state_dict(self) -> int:
+        return self.given
+
+    def load_state_dict(self, state: int) -> None:
+        with self.alone():
+            self.begins_at = state
+
+
+class SharedAsync:
+    """The same as an async iterable."""
+
+    def __init__(self, at: int) -> None:
+        self.shared = Shared(at)
+        self.state_dict = self.shared.state_dict
+        self.load_state_dict = self.shared.load_state_dict
+        self.go_on = anyio.Event()
+
+    async def __aiter__(self) -> AsyncIterator[int]:
+        shared = self.shared
+        shared.given, shared.begins_at = shared.begins_at, 0
+        while shared.given < shared.length:
+            with shared.alone():
+                if shared.at_gate():
+                    shared.reached.set()
+                    await self.go_on.wait()
+                shared.given += 1
+            yield shared.given - 1
+
+
+async def lose_while_a_step_reads(
+    session: MonitoredSession, number: Source[Any], shared: Shared, look: Callable[[], None]
+) -> list[int]:
+    """Two steps; one fails once when it has item 0 while the other waits for item 1. What they got in the end."""
+    got: list[int] = []
+    fail = anyio.Event()
+    lost: list[Session] = []
+
+    async def failing(ctx: StepContext) -> None:
+        item = await ctx.session.run(number)
+        if ctx.attempt == 1:
+            lost.append(ctx.session)
+            await fail.wait()
+            raise AbortedError("once")
+        got.append(item)
+
+    async def waiting(ctx: StepContext) -> None:
+        got.append(await ctx.session.run(number))
+
+    async with anyio.create_task_group() as steps:
+        steps.start_soon(session.run_step_fn, failing)
+        await anyio.wait_all_tasks_blocked()
+        steps.start_soon(session.run_step_fn, waiting)
+        await shared.reached.wait()
+        fail.set()
+        await lost[0].store.changed()  # it is closed
+        await anyio.wait_all_tasks_blocked()
+        look()
+    return sorted(got)
+
+
+async def test_a_recovery_waits_for_the_thread_that_reads_for_a_step() -> None:
+    """V2, D1: steps that read themselves do so by a thread, which is out of a shared object when it is read anew."""
+    shared = Shared(at=1)
+    number = numbers(shared, prefetch=1)
+
+    def look() -> None:
+        assert session.recoveries == 0
+        shared.go_on.set()
+
+    async with monitored(number, recovery=ALWAYS) as session:
+        with anyio.fail_after(5):
+            assert await lose_while_a_step_reads(session, number, shared, look) == [0, 1]
+            assert session.recoveries == 1
+            assert await drain(session, number) == [2, 3, 4, 5]
+    assert not shared.disturbed
+
+
+async def test_an_async_object_is_read_anew_when_a_step_of_the_lost_session_has_left_it() -> None:
+    """V2, D1: a recovery does not wait for the item of a step in flight, but who reads the same object does."""
+    shared = SharedAsync(at=1)
+    number = numbers(shared)
+
+    def look() -> None:
+        assert session.recoveries == 1
+        shared.go_on.set()
+
+    async with monitored(number, recovery=ALWAYS) as session:
+        with anyio.fail_after(5):
+            assert await lose_while_a_step_reads(session, number, shared.shared, look) == [0, 1]
+            assert await drain(session, number) == [2, 3, 4, 5]
+    assert not shared.shared.disturbed
+
+
+async def test_a_restore_that_is_cancelled_while_it_closes_does_not_share_the_object() -> None:
+    """D1, C3: what is read after it waits for the thread that has read before it."""
+    shared = Shared(at=1)
+    number = numbers(shared, prefetch=2)
+    got: list[int] = []
+
+    async def run() -> None:
+        got.append(await session.run(number))
+
+    async with Session(number.graph) as session:
+        snapshot = session.snapshot()
+        await run()
+        await shared.reached.wait()
+        async with anyio.create_task_group() as steps:
+            steps.start_soon(session.restore, snapshot)
+            await anyio.wait_all_tasks_blocked()
+            steps.cancel_scope.cancel()
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as steps:
+                steps.start_soon(run)
+                await anyio.wait_all_tasks_blocked()
+                assert got == [0]
+                shared.go_on.set()
+            assert got + await take(session, number, 5) == [0, 0, 1, 2, 3, 4, 5]
+    assert not shared.disturbed
+
+
+async def test_a_session_that_has_lost_an_object_while_it_read_does_not_take_it_back() -> None:
+    """D1: the session that opens a shared object waits until the other is out of it, which then gets an error."""
+    shared = Shared(at=2)
+    number = numbers(shared, prefetch=1)
+    got: list[int] = []
+
+    async def lose() -> None:
+        for _ in range(2):
+            with pytest.raises(FailedPreconditionError, match="another session"):
+                await one.run(number)
+
+    async def take_over() -> None:
+        got.extend(await take(other, number, 3))
+
+    async with Session(number.graph) as one, Session(number.graph) as other:
+        assert await take(one, number, 2) == [0, 1]
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as steps:
+                steps.start_soon(take, one, number, 1)
+                await shared.reached.wait()
+                steps.start_soon(take_over)
+                await anyio.wait_all_tasks_blocked()
+                assert got == []
+                shared.go_on.set()
+            await lose()
+            assert got + await take(other, number, 3) == [0, 1, 2, 3, 4, 5]
+    assert not shared.disturbed
+
+
+def test_an_object_is_read_in_another_event_loop_when_the_thread_of_the_last_has_left_it(
+    anyio_backend: tuple[str, dict[str, Any]],
+) -> None:
+    """D1: a thread that was left behind by an event loop that has ended keeps nobody waiting longer than it reads."""
+    backend, options = anyio_backend
+    shared = Shared(at=1)
+    number = numbers(shared, prefetch=2)
+
+    async def leave_behind() -> None:
+        with anyio.CancelScope() as scope:
+            async with Session(number.graph) as session:
+                assert await take(session, number, 1) == [0]
+                await shared.reached.wait()
+                scope.cancel()
+                await anyio.lowlevel.checkpoint()
+
+    async def read_again() -> None:
+        async with Session(number.graph) as session, anyio.create_task_group() as steps:
+            got: list[int] = []
+
+            async def run() -> None:
+                got.extend(await take(session, number, 6))
+
+            steps.start_soon(run)
+            await anyio.wait_all_tasks_blocked()
+            shared.go_on.set()
+            steps.cancel_scope.deadline = anyio.current_time() + 5
+        assert got == [0, 1, 2, 3, 4, 5]
+
+    for run in (leave_behind, read_again):
+        anyio.run(run, backend=backend, backend_options=options)
+    assert not shared.disturbed
