@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks import checkpoints, graphs, hooks, scale, sources, steps, summaries
+from benchmarks import checkpoints, graphs, hooks, peers, scale, sources, steps, summaries
 from benchmarks.measure import Figure, on_each_backend
 
 MODULES = {
@@ -16,6 +16,7 @@ MODULES = {
     "checkpoints": checkpoints,
     "hooks": hooks,
     "summaries": summaries,
+    "peers": peers,
 }
 
 
@@ -36,12 +37,12 @@ def main() -> None:
 
 def table(figures: list[Figure]) -> str:
     """One line a figure, the subjects together."""
-    rows = [f"{'subject':36} {'backend':8} {'reference':>13} {'subject':>13} {'figure':>10} {'goal':>10}"]
+    rows = [f"{'subject':46} {'backend':8} {'reference':>13} {'subject':>13} {'figure':>10} {'goal':>10}"]
     for figure in sorted(figures, key=lambda figure: figure.subject):
         sign, unit = ("+", f" {figure.measure}") if figure.added else ("", " x")
         goal = "" if figure.goal is None else f"{sign}{figure.goal:g}{unit}"
         rows.append(
-            f"{figure.subject:36} {figure.backend:8} {f'{figure.reference:.3f} {figure.measure}':>13}"
+            f"{figure.subject:46} {figure.backend:8} {f'{figure.reference:.3f} {figure.measure}':>13}"
             f" {f'{figure.took:.3f} {figure.measure}':>13} {f'{sign}{figure.value:.2f}{unit}':>10} {goal:>10}"
             f"{'' if figure.reached else '  missed'}"
         )

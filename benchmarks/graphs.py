@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
@@ -23,27 +24,57 @@ async def _sum(one: int, other: int) -> int:
     return one + other
 
 
+FUNCTIONS: dict[int, Callable[..., Awaitable[int]]] = {1: _next, 2: _sum}  # by how many inputs a node has
+
+
 async def measure(backend: str) -> list[Figure]:
     """The figures of one backend."""
-    return [await _chain(backend), await _wide(backend), await _overlapping(backend), await _huge(backend)]
+    return [
+        await _compared("P4 chain of 1,000 nodes", backend, chain()),
+        await _compared("P5 100 wide, 10 deep", backend, wide()),
+        await _overlapping(backend),
+        await _huge(backend),
+    ]
 
 
-async def _chain(backend: str) -> Figure:
-    length = 1_000
+@dataclass(frozen=True, slots=True)
+class Dag:
+    """A graph of trivial async nodes, and what it computes as a list, for whoever computes it in another way.
+
+    Attributes:
+        name: what it looks like.
+        graph: the graph.
+        fetched: what a run of it fetches; all the nodes are needed for it.
+        feeds: what a run is fed with.
+        start: the values that are there before the first node.
+        inputs: for each node, in topological order, where its one or two inputs are in the list of those values
+            and of the results of the nodes before it.
+        needed: where the results that `fetched` needs are in that list.
+    """
+
+    name: str
+    graph: a.Graph
+    fetched: a.Node[Any]
+    feeds: dict[a.Node[Any], int]
+    start: list[int]
+    inputs: list[tuple[int, ...]]
+    needed: list[int]
+
+
+def chain(length: int = 1_000) -> Dag:
+    """Nodes that each need the one before."""
     next_op = a.op(_next)
     with a.Graph() as graph:
         node = next_op(0)
         for _ in range(length - 1):
             node = next_op(node)
-    last: Callable[[list[Any]], Any] = lambda values: (values[-1],)  # noqa: E731
-    calls = [(_next, last)] * length
-    return await _compared("P4 chain of 1,000 nodes", backend, graph, node, calls, [0])
+    return Dag(f"chain of {length:,}", graph, node, {}, [0], [(at,) for at in range(length)], [length])
 
 
-async def _wide(backend: str) -> Figure:
-    chance = random.Random(0)
-    add = a.op(_sum)
-    calls: list[tuple[Callable[..., Awaitable[int]], Callable[[list[Any]], Any]]] = []
+def wide() -> Dag:
+    """Layers of nodes that each need two random ones of the layer before."""
+    chance, add = random.Random(0), a.op(_sum)
+    inputs: list[tuple[int, ...]] = []
     with a.Graph() as graph:
         places = [a.placeholder(f"x{index}") for index in range(WIDE)]
         layer: list[tuple[a.Node[Any], int]] = [(node, index) for index, node in enumerate(places)]
@@ -51,39 +82,39 @@ async def _wide(backend: str) -> Figure:
             made = []
             for _ in range(WIDE):
                 (one, at), (other, other_at) = chance.choice(layer), chance.choice(layer)
-                calls.append((_sum, itemgetter(at, other_at)))
-                made.append((add(one, other), WIDE + len(calls) - 1))
+                inputs.append((at, other_at))
+                made.append((add(one, other), WIDE + len(inputs) - 1))
             layer = made
         fetched = a.group(*[node for node in graph.nodes.values() if node not in places])
-    feeds = dict.fromkeys(places, 1)
-    return await _compared(
-        "P5 100 wide, 10 deep", backend, graph, fetched, calls, list(feeds.values()), feeds
-    )
+    feeds: dict[a.Node[Any], int] = dict.fromkeys(places, 1)
+    needed = list(range(WIDE, WIDE + len(inputs)))
+    return Dag(f"{WIDE} wide, {DEEP} deep", graph, fetched, feeds, [1] * WIDE, inputs, needed)
 
 
-async def _compared(
-    subject: str,
-    backend: str,
-    graph: a.Graph,
-    fetched: a.Node[Any],
-    calls: Sequence[tuple[Callable[..., Awaitable[int]], Callable[[list[Any]], Any]]],
-    start: list[Any],
-    feeds: dict[a.Node[Any], Any] | None = None,
-) -> Figure:
+async def _compared(subject: str, backend: str, dag: Dag) -> Figure:
+    calls = [(FUNCTIONS[len(places)], _picker(places)) for places in dag.inputs]
+
     async def by_hand() -> None:
         for _ in range(10):
-            values = list(start)
+            values = list(dag.start)
             for call, pick in calls:
                 values.append(await call(*pick(values)))
 
-    async with a.Session(graph) as session:
+    async with a.Session(dag.graph) as session:
 
         async def evaluated() -> None:
             for _ in range(10):
-                await session.run(fetched, feeds)
+                await session.run(dag.fetched, dag.feeds)
 
         times = await interleaved(by_hand, evaluated, 10 * len(calls))
     return Figure(subject, backend, "node", *times, 2.0)
+
+
+def _picker(places: tuple[int, ...]) -> Callable[[list[int]], tuple[int, ...]]:
+    if len(places) > 1:
+        return itemgetter(*places)
+    place = places[0]
+    return lambda values: (values[place],)
 
 
 async def _wait(*_: None) -> None:
