@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -58,6 +59,15 @@ class Figure:
     def as_json(self) -> str:
         """One line of JSON."""
         return json.dumps({**asdict(self), "value": self.value, "reached": self.reached})
+
+
+def read(file: Path) -> list[Figure]:
+    """The figures that were written to a file, one JSON object a line."""
+    names = {field.name for field in fields(Figure)}
+    return [
+        Figure(**{name: value for name, value in json.loads(line).items() if name in names})
+        for line in file.read_text().splitlines()
+    ]
 
 
 async def interleaved(

@@ -1,4 +1,4 @@
-"""P1 to P3: what a monitored run costs, with five hooks, with none, and with hooks that do nothing.
+"""P1 to P3: what a monitored run costs, with hooks, with none, and with hooks that do nothing.
 
 The row of the empty loop says how much of the figures is the harness: the reference loop without its body.
 """
@@ -11,6 +11,7 @@ import asyncstep as a
 from benchmarks.measure import Figure, interleaved
 
 STEPS = 2_000
+HOOKS = (0, 1, 2, 5, 10)
 
 
 class Watching(a.SessionRunHook):
@@ -36,9 +37,10 @@ async def measure(backend: str) -> list[Figure]:
     """The figures of one backend."""
     return [
         await _empty(backend),
-        await _five_hooks(backend),
+        await _hooks("P1 run with 5 hooks", backend, 5, 4.0),
         await _transaction(backend),
         await _idle_hooks(backend),
+        *[await _hooks(f"hooks {count:2}", backend, count) for count in HOOKS],
     ]
 
 
@@ -54,8 +56,9 @@ async def _empty(backend: str) -> Figure:
     return Figure("P0 empty loop", backend, "step", *await interleaved(one_await, nothing, STEPS), None)
 
 
-async def _five_hooks(backend: str) -> Figure:
-    hooks = [Watching() for _ in range(5)]
+async def _hooks(subject: str, backend: str, count: int, goal: float | None = None) -> Figure:
+    """A run with so many hooks, against a loop that awaits the same methods."""
+    hooks = [Watching() for _ in range(count)]
     with a.Graph() as graph:
         node = a.op(trivial)()
 
@@ -73,8 +76,8 @@ async def _five_hooks(backend: str) -> Figure:
             for _ in range(STEPS):
                 await session.run(node)
 
-        reference, subject = await interleaved(by_hand, monitored, STEPS)
-    return Figure("P1 run with 5 hooks", backend, "step", reference, subject, 4.0)
+        times = await interleaved(by_hand, monitored, STEPS)
+    return Figure(subject, backend, "step", *times, goal)
 
 
 async def _transaction(backend: str) -> Figure:
