@@ -240,17 +240,31 @@ def test_the_next_epoch_begins_at_the_first_item(items: Any) -> None:
         assert rest(opened) == LETTERS
 
 
+class Reading:
+    """One that reads what an opener opens."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    async def leave(self) -> None:
+        raise AssertionError("nobody waits for it here")
+
+
 def test_an_object_with_a_state_is_read_by_the_last_who_opened_it() -> None:
     """D1: two sessions cannot read one iterator; each of them can open it anew, from its first item."""
-    opener = Opener(Loader(), "letters")
-    assert rest(opener.open("one", 0, 0, NONE)) == LETTERS
-    opener.check("one")
-    other: Any = opener.open("other", 0, 0, NONE).begin()
+    opener, one, two = Opener(Loader(), "letters"), Reading(), Reading()
+    assert rest(opener.open(one, 0, 0, NONE)) == LETTERS
+    opener.check(one)
+    other: Any = opener.open(two, 0, 0, NONE).begin()
+    assert (one.stopped, two.stopped) == (True, False)
     assert next(other) == "a"
-    opener.check("other")
+    opener.check(two)
     with pytest.raises(FailedPreconditionError, match=r"'letters' are .*Loader.* another session"):
-        opener.check("one")
-    assert rest(opener.open("one", 0, 0, NONE)) == LETTERS
+        opener.check(one)
+    assert rest(opener.open(one, 0, 0, NONE)) == LETTERS
 
 
 @pytest.mark.parametrize("items", [from_start, letters, Book()])

@@ -146,21 +146,16 @@ async def test_several_faults_of_one_node() -> None:
 @pytest.mark.parametrize("offload", [None, "thread", "process"])
 async def test_plain_functions_fail_too(offload: Any) -> None:
     """Wherever they run; calls that do not fail run there still."""
+    here: Any = os.getpid if offload == "process" else threading.get_ident  # what a worker process can import
     with Graph() as graph:
-        node = op(offload=offload)(where)()
+        node = op(offload=offload)(here)()
         number = op(get_or_create_global_step)()  # an op beside it
     async with MonitoredSession(ChiefSessionCreator(graph=graph)) as session:
         with fail_op(node, at_step=2, error=OSError("no")):
             found = await session.run(node)
             with pytest.raises(OSError, match="no"):
                 await session.run([node, number])
-    here = (os.getpid(), threading.get_ident())
-    assert (found[0] == here[0], found == here) == (offload != "process", offload is None)
-
-
-def where() -> tuple[int, int]:
-    """The process and the thread that this runs in."""
-    return os.getpid(), threading.get_ident()
+    assert (found == here()) == (offload is None)
 
 
 @pytest.mark.anyio
@@ -168,7 +163,7 @@ async def test_the_steps_are_those_of_the_session() -> None:
     """A session that goes on from step 40 has no step 1."""
     with Graph() as graph:
         Variable(40, name="global_step")
-        node = op(where)()
+        node = op(os.getpid)()
     async with MonitoredSession(ChiefSessionCreator(graph=graph)) as session:
         with fail_op(node, at_step=42, error=OSError("no")):
             await session.run(node)
@@ -269,7 +264,7 @@ async def test_the_error_is_not_kept() -> None:
 def a_node() -> Node[Any]:
     """A node of an op."""
     with Graph():
-        return op(where)()
+        return op(os.getpid)()
 
 
 @pytest.mark.parametrize("name", ["fail_op", "cancel_at"])
@@ -278,7 +273,7 @@ def test_the_node_is_an_ops(name: str) -> None:
     fault: Any = {"fail_op": fail_op, "cancel_at": cancel_at}[name]
     options = {"error": OSError} if name == "fail_op" else {}
     with Graph():
-        for node in (Variable(0, name="v"), source([1], name="s"), where, "name"):
+        for node in (Variable(0, name="v"), source([1], name="s"), os.getpid, "name"):
             with pytest.raises(InvalidTypeError, match=f"{name} needs a node that an op makes, not a"):
                 fault(node, at_step=1, **options)
     with pytest.raises(InvalidArgumentError, match=f"{name}: at_step must be at least 1, got 0"):
@@ -338,7 +333,7 @@ async def test_a_step_is_cancelled_in_its_node() -> None:
 async def test_a_step_of_a_plain_function_is_cancelled_before_it_commits() -> None:
     """Although the function itself cannot be cancelled."""
     with Graph() as graph:
-        node = op(where)()
+        node = op(os.getpid)()
     session = MonitoredSession(ChiefSessionCreator(graph=graph))
     with cancel_at(node, at_step=1) as scope:
         async with session:
@@ -475,7 +470,7 @@ def test_the_directory_of_a_write_is_checked() -> None:
 async def test_raw_sessions_know_faults() -> None:
     """Their runs do not step; the step that is next is 1."""
     with Graph() as graph:
-        node = op(where)()
+        node = op(os.getpid)()
     async with Session(graph) as raw:
         with fail_op(node, at_step=1, error=StopIteration("odd")), pytest.raises(RuntimeError):
             await raw.run(node)
