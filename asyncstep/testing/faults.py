@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from abc import abstractmethod
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -228,9 +229,9 @@ class _TappedNode(_Fault):
             self.node.op = taps.own
             del _tapped[self.node]
 
+    @abstractmethod
     async def act(self, step: int) -> None:
         """The node is called at this step."""
-        raise NotImplementedError
 
 
 class _FailingOp(_TappedNode):
