@@ -1,0 +1,1 @@
+"""Many machines: the same program on a Dask cluster."""
