@@ -51,6 +51,7 @@ async def attempt_run(context: SessionRunContext, raw: Session, step: Transactio
     transaction.counts = life.counts_steps
     current.set(transaction)
     context._session = raw
+    cancellation: BaseException | None = None  # came while the commit was under way to another process
     values: HookValues | None = None  # of hooks that asked for something, or are called before the commit
     try:
         try:
@@ -64,7 +65,7 @@ async def attempt_run(context: SessionRunContext, raw: Session, step: Transactio
                     if args is not None:
                         asked.append((place, _checked_args(args, hook)))
                 context._told_all = True
-                if asked or options is not None or table.before_commit:
+                if asked or options is not None or table.before_commit or store.remote:
                     values = await _evaluate_for_all(context, transaction, asked, None)
                 elif (request := raw.request_for(context._fetches, context._feeds)).sole is None:
                     outputs = await evaluate(request.plan, [*request.fed], request.functions, transaction)
@@ -76,7 +77,10 @@ async def attempt_run(context: SessionRunContext, raw: Session, step: Transactio
                     except Exception as error:
                         name_node(error, request.plan, 0, ())
                         raise
-            number = transaction.commit(GLOBAL_STEP)  # there is no await in it (contract R1e)
+            if store.remote:
+                number, cancellation = await transaction.send(GLOBAL_STEP)
+            else:
+                number = transaction.commit(GLOBAL_STEP)  # there is no await in it (contract R1e)
         except BaseException as error:
             if isinstance(error, Exception):
                 context._final_errors = transaction.final_errors
@@ -89,6 +93,10 @@ async def attempt_run(context: SessionRunContext, raw: Session, step: Transactio
             context._metadata.global_step, context._metadata.attempt = number, context.attempt
         if table.after_run:
             plain = SessionRunValues(None, None, context._metadata, number, context.attempt)
+            if cancellation is not None:
+                context._place = -1
+                await _after_run_rest(context, plain, values, cancellation)
+                raise_as_is(cancellation)
             for place, _, method in table.after_run:
                 context._place = place
                 try:
@@ -96,8 +104,11 @@ async def attempt_run(context: SessionRunContext, raw: Session, step: Transactio
                 except BaseException as error:
                     await _after_run_rest(context, plain, values, error)  # noqa: ASYNC102 - each hook is told in a shield, within the grace period (contract R4)
                     raise
+        elif cancellation is not None:
+            raise_as_is(cancellation)
         return context._result
     finally:
+        del cancellation
         current.set(before)
         transaction.owner = None
         if transaction.final_errors:

@@ -188,9 +188,9 @@ async def _attempt_step_fn(
                     and take_out(error, life.session) is None
                     and not _is_end_of_data(error, life)
                 ):
-                    _commit_rest(transaction)  # contract T3
+                    await _commit_rest(transaction)  # contract T3
                 raise
-            _commit_rest(transaction)
+            await _commit_rest(transaction)
             return result
         except BaseException as error:
             roll_back(life, transaction, error, number, raw)
@@ -203,12 +203,19 @@ async def _attempt_step_fn(
             transaction.over()
 
 
-def _commit_rest(transaction: Transaction) -> None:
+async def _commit_rest(transaction: Transaction) -> None:  # noqa: ASYNC910 - it waits if the state is elsewhere
     """Commit what the step has written since its last run with hooks."""
-    if transaction.writes or transaction.items is not None or transaction.failed_items is not None:
+    if not (transaction.writes or transaction.items is not None or transaction.failed_items is not None):
+        transaction.finished = True
+    elif not transaction.store.remote:
         transaction.commit()
     else:
-        transaction.finished = True
+        _, cancellation = await transaction.send()
+        try:
+            if cancellation is not None:
+                raise_as_is(cancellation)
+        finally:
+            del cancellation
 
 
 def _is_end_of_data(error: BaseException, life: Life) -> bool:

@@ -45,6 +45,8 @@ class Plan:
         is_sequence: whether that is all of them.
         inputs: for each step, the steps that it waits for.
         sole: the only step, if it is of the kinds INLINE or NONE and nothing is fed or read late; else None.
+        reads: the names of the variables whose committed values it may need.
+        targets: the nodes of which it reads or changes, without waiting, what a session has of them.
     """
 
     __slots__ = (
@@ -57,8 +59,10 @@ class Plan:
         "late",
         "nodes",
         "outputs",
+        "reads",
         "sole",
         "steps",
+        "targets",
     )
 
     def __init__(self, leaves: Sequence[Leaf], fed: Sequence[Node[Any]]) -> None:
@@ -74,6 +78,10 @@ class Plan:
             for node in order
         )
         self.outputs: tuple[int, ...] = tuple(slots[leaf] for leaf in leaves)
+        self.reads: tuple[str, ...] = tuple(dict.fromkeys((*self.late, *filter(None, map(_read_by, order)))))
+        self.targets: tuple[Node[Any], ...] = tuple(
+            dict.fromkeys(leaf.target for leaf in order if isinstance(leaf, StateNode))
+        )
         self.alone: int = _alone(self.steps, self.inputs)
         self.is_sequence: bool = self.alone == len(self.steps)
         self.sole: Step | None = (
@@ -93,6 +101,15 @@ class Plan:
                     found[other].append(step)
             self._consumers = tuple(map(tuple, found))
         return self._consumers
+
+
+def _read_by(leaf: Leaf) -> str | None:
+    """The variable whose value a step needs, if it needs that of one."""
+    match leaf:
+        case Variable(name=name) | Update(variable=Variable(name=name)) | After(target=Variable(name=name)):
+            return name
+        case _:
+            return None
 
 
 def _ordered(

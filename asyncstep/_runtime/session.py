@@ -18,7 +18,7 @@ from asyncstep._runtime.options import RunMetadata, RunOptions, check_options, d
 from asyncstep._runtime.pace import Pace
 from asyncstep._runtime.plan import Plan, Step
 from asyncstep._runtime.snapshot import put_back, take
-from asyncstep._runtime.state import LocalStateStore, SupersededError
+from asyncstep._runtime.state import LocalStateStore, StateStore, SupersededError
 from asyncstep._runtime.trace import RUN, active, recorded, traced
 from asyncstep._runtime.transaction import Fate, Transaction, current, enclosing, in_step, live
 from asyncstep._runtime.typed import typed_run
@@ -94,7 +94,7 @@ class Session:
         if graph is not None and not isinstance(graph, Graph):
             raise InvalidTypeError(f"graph must be a Graph, not {kind_of(graph)}")
         self._graph = graph or get_default_graph()
-        self.store: LocalStateStore = LocalStateStore()
+        self.store: StateStore = LocalStateStore()
         self._opened = False
         self._plans: dict[Any, Plan] = {}
         self._requests: dict[Node[Any], Request] = {}
@@ -155,7 +155,7 @@ class Session:
             SessionClosedError: the session is not open.
         """
         self.check_open()
-        return take(self._graph, self.store)
+        return take(self._graph, self._local_store("saved"))
 
     async def restore(self, snapshot: Snapshot, *, strict: bool = True) -> None:
         """Go back to a snapshot of a session of such a graph. Checkpoint: always.
@@ -179,7 +179,7 @@ class Session:
             )
         await anyio.lowlevel.checkpoint()
         self.check_open()
-        former = self.store
+        former = self._local_store("restored")
         self.store = put_back(self._graph, former, snapshot, strict=strict)
         former.superseded = True
         await _close(former)
@@ -220,10 +220,14 @@ class Session:
         try:
             with within(options):
                 values = await self.evaluate(request, transaction, options, run_metadata)
-            if transaction.parent is None:
-                transaction.commit()
-            else:
+            if transaction.parent is not None:
                 transaction.merge(transaction.parent)
+            elif transaction.store.remote:
+                _, cancellation = await transaction.send()
+                if cancellation is not None:
+                    raise cancellation
+            else:
+                transaction.commit()
         except BaseException as error:
             ended = ends(error)
             transaction.roll_back(
@@ -238,6 +242,14 @@ class Session:
             if transaction.at_end is not None:
                 transaction.over()
         return request.result(values)
+
+    def _local_store(self, verb: str) -> LocalStateStore:
+        if isinstance(self.store, LocalStateStore):
+            return self.store
+        raise FailedPreconditionError(
+            f"the state of this session is with the chief, so it can be {verb} only there: in the program whose"
+            " TaskInfo.is_chief is true, by chief_only_hooks for one"
+        )
 
     # What follows is for the monitored session.
 
@@ -321,6 +333,8 @@ class Session:
         metadata: RunMetadata | None,
     ) -> list[Any]:
         """All values of a request's plan."""
+        if transaction.store.remote:
+            await transaction.store.prepare(request.plan, transaction)
         values = list(request.fed)
         if options is None and active.get() is None:
             return await evaluate(request.plan, values, request.functions, transaction)
@@ -340,7 +354,7 @@ class Session:
             )
 
 
-async def _close(store: LocalStateStore) -> None:  # noqa: ASYNC910 - it waits if a source's closing does
+async def _close(store: StateStore) -> None:  # noqa: ASYNC910 - it waits if a source's closing does
     """Close a store and its sources, which are asked again in case that an earlier closing was cancelled."""
     store.loss = None  # by now it is closed, whatever it was before
     store.close()

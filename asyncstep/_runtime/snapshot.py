@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from asyncstep._graph.graph import Graph
     from asyncstep._graph.variable import Variable
-    from asyncstep._runtime.state import ArrayForm, LocalStateStore, Stateful
+    from asyncstep._runtime.state import ArrayForm, LocalStateStore, Stateful, StateStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Snapshot:
     hooks: Mapping[str, Any]
 
 
-def global_step(store: LocalStateStore) -> int:
+def global_step(store: StateStore) -> int:
     """The committed global step; 0 where the graph has none."""
     step: int = store.values.get(GLOBAL_STEP, 0)
     return step

@@ -23,7 +23,7 @@ from asyncstep.errors import FailedPreconditionError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from asyncstep._runtime.state import LocalStateStore
+    from asyncstep._runtime.state import StateStore
 
 new_stamp = itertools.count(1).__next__
 """A number that no other write has."""
@@ -71,7 +71,7 @@ class WriteRecord:
         self.updates = updates  # None: the value does not depend on what was there before
 
 
-def resolved(name: str, record: WriteRecord, target: LocalStateStore | Transaction) -> WriteRecord:
+def resolved(name: str, record: WriteRecord, target: StateStore | Transaction) -> WriteRecord:
     """The record as it is to be written into `target`, its updates applied again if need be."""
     if record.updates is None or record.base == target.stamp(name):
         return record
@@ -149,12 +149,12 @@ class Transaction:
 
     def __init__(
         self,
-        store: LocalStateStore,
+        store: StateStore,
         parent: Transaction | None,
         outer: Transaction | None,
         owner: Owner | None = None,
     ) -> None:
-        self.store: LocalStateStore = store
+        self.store: StateStore = store
         self.parent: Transaction | None = parent
         self.outer: Transaction | None = outer
         self.owner: Owner | None = owner
@@ -270,6 +270,47 @@ class Transaction:
         parent.items = parent.failed_items = None
         return number
 
+    async def send(self, step: str | None = None) -> tuple[int | None, BaseException | None]:
+        """What `commit` does, where the state is in another process. Checkpoint: always, but it cannot be cancelled.
+
+        Returns:
+            The global step if its name is given; and the cancellation or interrupt that came while this waited,
+            which the caller has to raise.
+        """
+        parent, root = self.parent, self
+        while root.parent is not None:
+            root = root.parent
+        if parent is None:
+            result = await self.store.send(self, root, step)
+            self.finished = True
+            self._settle()
+            return result
+        before, whole = dict(parent.writes), parent._copy()
+        whole.counts = self.counts
+        try:
+            self.merge(whole)
+            result = await self.store.send(whole, root, step)
+        except BaseException:
+            self.finished = False
+            raise
+        parent._forget(before, whole)
+        whole._settle()
+        return result
+
+    def _forget(self, before: dict[str, WriteRecord], sent: Transaction) -> None:
+        """What has been committed is no part of this any more; what came while it was sent stays.
+
+        `before` is what this had written when it was sent.
+        """
+        for name, record in list(self.writes.items()):
+            done = before.get(name)
+            if done is record:
+                del self.writes[name]
+            elif done is not None and done.updates is not None and record.updates is not None:
+                self.writes[name] = WriteRecord(record.value, 0, _later(record.updates, done.updates))
+        self.items = _without(self.items, sent.items)
+        self.failed_items = _without(self.failed_items, sent.failed_items)
+
     def _copy(self) -> Transaction:
         copy = Transaction(self.store, None, None, self.owner)
         copy.writes = dict(self.writes)
@@ -310,6 +351,25 @@ class Transaction:
             held.undone(fate)
 
 
+def _later(updates: Updates, done: Updates) -> Updates | None:
+    """Of a list of updates those that come after another one that it begins with."""
+    later: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+    rest: Updates | None = updates
+    while rest is not None and rest is not done:
+        rest, function, args = rest
+        later.append((function, args))
+    found: Updates | None = None
+    for function, args in reversed(later):
+        found = (found, function, args)
+    return found
+
+
+def _without(items: list[Items] | None, others: list[Items] | None) -> list[Items] | None:
+    """The items that are not among the others; None if there are none."""
+    known = set(map(id, others or ()))
+    return [each for each in items or () if id(each) not in known] or None
+
+
 current: ContextVar[Transaction | None] = ContextVar("asyncstep_transaction", default=None)
 """The innermost transaction of the code that is running."""
 
@@ -321,7 +381,7 @@ def live(transaction: Transaction | None) -> Transaction | None:
     return transaction
 
 
-def enclosing(store: LocalStateStore) -> Transaction | None:
+def enclosing(store: StateStore) -> Transaction | None:
     """The innermost transaction on `store` that the running code is part of, if it has not ended.
 
     A step that was under way when its session was restored has its transaction on the store of before.
@@ -332,7 +392,7 @@ def enclosing(store: LocalStateStore) -> Transaction | None:
     return None if transaction is None or transaction.finished else transaction
 
 
-def in_step(store: LocalStateStore) -> bool:
+def in_step(store: StateStore) -> bool:
     """Whether the running code is part of a transaction on `store` that has not ended, the innermost or not."""
     transaction = current.get()
     while transaction is not None:

@@ -23,7 +23,7 @@ from asyncstep.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asyncstep._runtime.state import LocalStateStore
+    from asyncstep._runtime.state import StateStore
     from asyncstep._runtime.transaction import Transaction
     from asyncstep.data.waiting import Step, Waiter
 
@@ -155,7 +155,7 @@ class QueueReader:
                 " put one item as [item]"
             )
 
-    def _waiting_of(self, store: LocalStateStore) -> Waiting:
+    def _waiting_of(self, store: StateStore) -> Waiting:
         """The one of all queues of the session."""
         if self._waiting is None:
             others = (reader for reader in store.readers.values() if isinstance(reader, QueueReader))

@@ -17,7 +17,7 @@ from asyncstep.data.stream import END_OF_DATA, END_OF_EPOCH, FAILURE
 from asyncstep.errors import DataLossError, OutOfRangeError
 
 if TYPE_CHECKING:
-    from asyncstep._runtime.state import LocalStateStore
+    from asyncstep._runtime.state import StateStore
     from asyncstep._runtime.transaction import Transaction
     from asyncstep.data.settings import Settings
     from asyncstep.data.stream import Place, Stream
@@ -148,7 +148,7 @@ class Reader:
         self._give_back(taken)
         return None
 
-    async def _read(self, store: LocalStateStore) -> None:
+    async def _read(self, store: StateStore) -> None:
         """Have more items in the queue, which is empty."""
         missing = self._size - (self._again[0][1].size if self._again else 0)
         if self._ahead is None:
