@@ -22,7 +22,12 @@ from asyncstep._graph.node import MISSING, Node, group, placeholder
 from asyncstep._graph.op import op
 from asyncstep._graph.variable import Variable, create_global_step, get_global_step, get_or_create_global_step
 from asyncstep._monitored.coordinator import Coordinator
-from asyncstep._monitored.creators import ChiefSessionCreator, Scaffold, SessionCreator
+from asyncstep._monitored.creators import (
+    ChiefSessionCreator,
+    Scaffold,
+    SessionCreator,
+    WorkerSessionCreator,
+)
 from asyncstep._monitored.hook import ALL, SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 from asyncstep._monitored.recovery import Recovery
 from asyncstep._monitored.session import MonitoredSession, SingularMonitoredSession
@@ -83,6 +88,7 @@ __all__ = [
     "StopRequested",
     "UnavailableError",
     "Variable",
+    "WorkerSessionCreator",
     "create_global_step",
     "get_default_graph",
     "get_global_step",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from asyncstep._monitored.creators import ChiefSessionCreator
+from asyncstep._monitored.creators import ChiefSessionCreator, WorkerSessionCreator
 from asyncstep._monitored.recovery import Recovery
 from asyncstep._monitored.session import MonitoredSession
 from asyncstep.checkpoint.directory import object_path
@@ -53,8 +53,9 @@ def MonitoredTrainingSession(
     a `SummarySaverHook` if there is something to write, and, as the last of the list, a `CheckpointSaverHook`.
 
     Args:
-        master: the address of a chief; "" for this process, the only one so far.
-        is_chief: whether this process holds the state.
+        master: `TaskInfo.master`, in a program that `asyncstep.distributed.launch` runs; "" for this process alone.
+        is_chief: whether the state is here. A worker has none of the hooks below but `hooks`, and neither saves
+            nor restores: the chief does.
         checkpoint_dir: where checkpoints are restored from and saved; none are if None.
         scaffold: what is done to make a session ready; its saver saves and restores.
         hooks: called around each run, in this order.
@@ -69,16 +70,25 @@ def MonitoredTrainingSession(
             `checkpoint_dir`, if that is a directory of the file system; with neither, none are written.
         log_step_count_steps: steps between two lines with the steps per second; None for none.
         stop_grace_period: see `MonitoredSession`.
-        max_wait: for how many seconds to wait for a chief in another process, once there can be one.
+        max_wait: for how many seconds a worker waits for the chief.
         recovery: see `Recovery`.
         task_group: see `MonitoredSession`.
     """
-    if master or not is_chief:
-        raise InvalidArgumentError(
-            "a session with a chief in another process is not available yet: master must be ''"
-        )
     check_secs("MonitoredTrainingSession", "max_wait", max_wait)
-    creator = ChiefSessionCreator(scaffold=scaffold, checkpoint_dir=checkpoint_dir)
+    if not is_chief:
+        if not master:
+            raise InvalidArgumentError(
+                "is_chief=False needs the master of the chief: TaskInfo.master, in a program that"
+                " asyncstep.distributed.launch runs"
+            )
+        return MonitoredSession(
+            WorkerSessionCreator(scaffold=scaffold, master=master, max_wait=max_wait),
+            hooks,
+            stop_grace_period=stop_grace_period,
+            recovery=recovery,
+            task_group=task_group,
+        )
+    creator = ChiefSessionCreator(scaffold=scaffold, master=master, checkpoint_dir=checkpoint_dir)
     all_hooks = [*hooks, *chief_only_hooks]
     summaries = _summary_directory(summary_dir, checkpoint_dir)
     if not (save_summaries_steps or save_summaries_secs):

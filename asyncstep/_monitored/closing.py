@@ -140,11 +140,16 @@ class _Closing:
         try:
             with anyio.CancelScope(deadline=self.half) as scope:
                 await life.wait_for_steps(self.own_steps)
+                if life.raw is not None and life.raw.company is not None:
+                    await life.raw.company.drained()
         finally:
             life.sealed = True
         if scope.cancelled_caught:
+            others = " here, and other programs take part" if life.raw and life.raw.company else ""
             logger.warning(
-                "closing the session: %d steps are still running and cannot commit", life.in_flight
+                "closing the session: %d steps are still running%s; they cannot commit",
+                life.in_flight,
+                others,
             )
         if life.raw is not None:
             life.raw.store.stop_reading()
@@ -182,6 +187,8 @@ class _Closing:
         if raw is not None:
             self.life.global_step()  # remembered
             await self._bounded("the raw session's closing", raw.aclose)
+            if raw.company is not None:
+                await self._bounded("the end of what other programs share", raw.company.end)
 
     async def _bounded(self, name: str, call: Callable[..., Awaitable[object]], *args: object) -> None:  # noqa: ASYNC910 - a part of the closing, which has one
         """Call something of the closing: until the deadline, and whatever it raises is kept."""

@@ -10,6 +10,7 @@ import anyio
 import anyio.to_thread
 
 from asyncstep._graph.graph import Graph, get_default_graph
+from asyncstep._monitored.company import engine_of
 from asyncstep._runtime.session import Session
 from asyncstep.checkpoint import Saver, latest_checkpoint
 from asyncstep.checkpoint.directory import check_path
@@ -18,6 +19,7 @@ from asyncstep.errors import FailedPreconditionError, InvalidArgumentError, Inva
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from asyncstep._monitored.company import Engine
     from asyncstep.checkpoint.directory import StrPath
 
 
@@ -91,12 +93,12 @@ class Scaffold:
 
 
 class ChiefSessionCreator(SessionCreator):
-    """Makes sessions whose state is in this process (TensorFlow: ``tf.train.ChiefSessionCreator``).
+    """Makes sessions whose state is in this program (TensorFlow: ``tf.train.ChiefSessionCreator``).
 
     Args:
         graph: what to run; the default graph at the time of construction if None.
         scaffold: what is done to make a session ready.
-        master: the address of a chief; "" for this process, the only one so far.
+        master: `TaskInfo.master`, so that the other programs of a `launch` take part; "" for this process alone.
         checkpoint_dir: every session begins with the newest sound checkpoint there, if there is one.
         checkpoint_path: the first session begins with this checkpoint.
     """
@@ -114,8 +116,7 @@ class ChiefSessionCreator(SessionCreator):
             raise InvalidTypeError(f"graph must be a Graph, not {kind_of(graph)}")
         if scaffold is not None and not isinstance(scaffold, Scaffold):
             raise InvalidTypeError(f"scaffold must be a Scaffold, not {kind_of(scaffold)}")
-        if master:
-            raise InvalidArgumentError("a chief in another process is not available yet: master must be ''")
+        self._engine: Engine | None = engine_of(master, "ChiefSessionCreator") if master else None
         if checkpoint_dir is not None and checkpoint_path is not None:
             raise InvalidArgumentError("give checkpoint_dir or checkpoint_path, not both")
         for path in (checkpoint_dir, checkpoint_path):
@@ -145,6 +146,8 @@ class ChiefSessionCreator(SessionCreator):
             else:
                 await self.scaffold.saver.restore(session, checkpoint)
             await self.scaffold.make_ready(session)
+            if self._engine is not None:
+                session.company = self._engine.lead(session)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await session.aclose()
@@ -168,3 +171,58 @@ class ChiefSessionCreator(SessionCreator):
                 " would be thrown away silently, so it is not started again"
             )
         return self._path  # noqa: ASYNC910 - it waits if there is a directory to look into
+
+
+class WorkerSessionCreator(SessionCreator):
+    """Makes sessions whose state is with the chief (TensorFlow: ``tf.train.WorkerSessionCreator``).
+
+    The chief is the program of index 0 of a `launch`, which makes or restores the state; it is waited for. The
+    `init_op` and `init_fn` of the scaffold are the chief's business, its `local_init_op` is run here, too.
+
+    Args:
+        graph: what to run, the same as the chief's; the default graph at the time of construction if None.
+        scaffold: what is done to make a session ready.
+        master: `TaskInfo.master`.
+        max_wait: for how many seconds to wait for the chief, be it the first time, or when it was lost.
+
+    Raises:
+        InvalidArgumentError: `master` is not that of the program that is running.
+    """
+
+    def __init__(
+        self,
+        *,
+        graph: Graph | None = None,
+        scaffold: Scaffold | None = None,
+        master: str,
+        max_wait: float = 1800.0,
+    ) -> None:
+        if graph is not None and not isinstance(graph, Graph):
+            raise InvalidTypeError(f"graph must be a Graph, not {kind_of(graph)}")
+        if scaffold is not None and not isinstance(scaffold, Scaffold):
+            raise InvalidTypeError(f"scaffold must be a Scaffold, not {kind_of(scaffold)}")
+        if isinstance(max_wait, bool) or not isinstance(max_wait, (int, float)) or not max_wait > 0:
+            raise InvalidArgumentError(f"max_wait must be a positive number of seconds, not {max_wait!r}")
+        self._engine: Engine = engine_of(master, "WorkerSessionCreator")
+        self.graph: Graph = graph or get_default_graph()
+        self.scaffold: Scaffold = scaffold or Scaffold()
+        self._max_wait = max_wait
+
+    async def create_session(self) -> Session:
+        """A session that takes part in the chief's state.
+
+        Raises:
+            DeadlineExceededError: there was no chief within `max_wait`.
+            FailedPreconditionError: the chief's graph lacks something that this one has.
+        """
+        session, company = await self._engine.follow(self.graph, self._max_wait)
+        session.company = company
+        await session.__aenter__()
+        if session.store.remote:
+            try:
+                await self.scaffold.make_ready(session)
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await session.aclose()
+                raise
+        return session

@@ -213,6 +213,8 @@ async def recover(life: Life, lost: Session, error: BaseException) -> None:
             for hook in life.hooks:
                 await hook.after_create_session(raw, life.coord)
             _check_not_sealed(life)
+            if raw.company is not None:
+                await raw.company.begin(life)
         except BaseException:
             await raw.aclose()
             raise

@@ -118,6 +118,11 @@ class MonitoredSession:
         """Close the session; absorb its own stop, raise all else (contract S6, C1, E2). Checkpoint: always."""
         life = self._life
         rest = take_out(error, self)
+        if rest is None and life.raw is not None and life.raw.company is not None and not life.closing:
+            try:
+                await life.raw.company.all_left()  # noqa: ASYNC102 - the block has ended well
+            except BaseException as cut_short:  # noqa: ASYNC103 - `outcome` says what is raised
+                rest = cut_short
         self._note_reason(rest)
         errors: list[BaseException] = []
         meanwhile: BaseException | None = None
@@ -376,6 +381,8 @@ async def _open(life: Life) -> None:
     for hook in life.hooks:
         await hook.after_create_session(life.raw, life.coord)
     remember_initial_states(life, life.raw)
+    if life.raw.company is not None:
+        await life.raw.company.begin(life)
     life.opened = True
 
 

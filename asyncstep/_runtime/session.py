@@ -99,6 +99,7 @@ class Session:
         self._plans: dict[Any, Plan] = {}
         self._requests: dict[Node[Any], Request] = {}
         self._pace = Pace()
+        self.company: Any = None  # the `Company` with which its state is shared, if it is
 
     @property
     def graph(self) -> Graph:

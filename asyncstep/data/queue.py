@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Set as AbstractSet
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, final, overload
 
 from asyncstep._graph.node import Node, StateNode
 from asyncstep.data.queue_reader import QueueReader, QueueSettings
@@ -39,6 +39,11 @@ class Queue(Node[T], Generic[T, I]):
         """A node whose value is the number of items that wait to be given, as committed."""
         return Size(self, "size")
 
+    @property
+    def settings(self) -> QueueSettings:
+        """What it was told when it was made."""
+        return self._settings
+
     def open(self) -> QueueReader:
         """What gives one raw session the items."""
         return QueueReader(self._settings)
@@ -67,10 +72,18 @@ class Size(StateNode[int]):
         return _reader(self, transaction).size()
 
 
-def _reader(node: StateNode[Any], transaction: Transaction) -> QueueReader:
-    reader = transaction.store.reader(node.target)
-    assert isinstance(reader, QueueReader)
-    return reader
+class Fed(Protocol):
+    """What puts items into a queue, and counts them: its reader, or the one of a worker whose queue is elsewhere."""
+
+    def put(self, transaction: Transaction, items: Any) -> None:
+        """Add items when the step commits; nothing if it is rolled back."""
+
+    def size(self) -> int:
+        """How many items wait to be given."""
+
+
+def _reader(node: StateNode[Any], transaction: Transaction) -> Fed:
+    return cast("Fed", transaction.store.reader(node.target))
 
 
 @overload

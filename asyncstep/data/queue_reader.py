@@ -53,6 +53,21 @@ class QueueSettings:
             return [(None, item) for item in items]
         return [(self._key_of(item), item) for item in items]
 
+    def checked(self, items: Any) -> list[Keyed]:
+        """What is put, with its keys; raises what tells that it cannot be put."""
+        name = self.name
+        if isinstance(items, AbstractSet):
+            raise InvalidTypeError(
+                f"what is put into the queue {name!r} is {kind_of(items)}, whose order differs from process to"
+                " process; put a list, as in sorted(items), so that the loop can be gone on with (contract D3)"
+            )
+        if not isinstance(items, Iterable) or isinstance(items, (str, bytes, bytearray, Mapping)):
+            raise InvalidTypeError(
+                f"put of the queue {name!r} takes a list of items, or another iterable, not {kind_of(items)};"
+                " put one item as [item]"
+            )
+        return self.keyed(items)
+
     def _key_of(self, item: Any) -> Hashable:
         assert self.key is not None
         key = self.key(item)
@@ -136,24 +151,14 @@ class QueueReader:
             )
         return OutOfRangeError(f"the queue {name!r} is empty, and no step in flight can put anything into it")
 
+    def enter(self, transaction: Transaction) -> None:
+        """A step may put something; until it is over the data does not end."""
+        self._waiting_of(transaction.store).join(transaction)
+
     def put(self, transaction: Transaction, items: Any) -> None:
         """Add items when the step commits; nothing if it is rolled back."""
-        self._check_items(items)
-        keyed = self._settings.keyed(items)
+        keyed = self._settings.checked(items)
         transaction.hold(PutItems(self, keyed, self._waiting_of(transaction.store).join(transaction)))
-
-    def _check_items(self, items: object) -> None:
-        name = self._settings.name
-        if isinstance(items, AbstractSet):
-            raise InvalidTypeError(
-                f"what is put into the queue {name!r} is {kind_of(items)}, whose order differs from process to"
-                " process; put a list, as in sorted(items), so that the loop can be gone on with (contract D3)"
-            )
-        if not isinstance(items, Iterable) or isinstance(items, (str, bytes, bytearray, Mapping)):
-            raise InvalidTypeError(
-                f"put of the queue {name!r} takes a list of items, or another iterable, not {kind_of(items)};"
-                " put one item as [item]"
-            )
 
     def _waiting_of(self, store: StateStore) -> Waiting:
         """The one of all queues of the session."""

@@ -6,7 +6,6 @@ things there; whatever else the engine has going on (threads, other event loops)
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -108,10 +107,3 @@ class Link(Protocol):
 
         Checkpoint: always. A cancelled call may have been delivered.
         """
-
-    def send(self, seat: Seat, message: Any) -> None:
-        """Send a message, and again until it is answered or the seat is gone; does not wait for that."""
-
-
-current_link: ContextVar[Link | None] = ContextVar("asyncstep_link", default=None)
-"""The link of the program that is running."""

@@ -1,0 +1,417 @@
+"""Chief: lets the sessions of other programs take part in the state of a session of this one.
+
+A step of another program is a transaction of the local store here, like one of the session's own steps: it holds
+the items that the step was given, and commits what the step has done at one instant. So whatever is promised of
+steps (contract T, D) holds for them for the same reasons.
+
+Nothing here knows how messages come and go; all of it runs in the event loop of the session.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import cloudpickle
+
+from asyncstep._graph.graph import GLOBAL_STEP
+from asyncstep._runtime.state import LocalStateStore, StateStore, SupersededError
+from asyncstep._runtime.transaction import Fate, Transaction, current
+from asyncstep.distributed.messages import (
+    Answer,
+    Commit,
+    Committed,
+    Done,
+    Ended,
+    Enter,
+    Failed,
+    Given,
+    Gone,
+    Join,
+    Known,
+    Leave,
+    Read,
+    Take,
+    Undo,
+    WasCommitted,
+)
+from asyncstep.errors import FailedPreconditionError, OutOfRangeError, SessionClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from anyio.abc import TaskGroup
+
+    from asyncstep._runtime.session import Session
+    from asyncstep._runtime.state import SourceState
+    from asyncstep._runtime.transaction import Items, Owner
+    from asyncstep.distributed.ledger import Ledger
+    from asyncstep.distributed.messages import Member, Stamps, Stop, Values
+
+    Answering = Callable[[Answer], None]
+
+logger: logging.Logger = logging.getLogger("asyncstep")
+
+
+class Chief:
+    """What other programs do to the state of one raw session.
+
+    Args:
+        session: the raw session; its state is local.
+        owner: the monitored session whose steps they are.
+        group: where takes wait for their items.
+        ledger: remembers commits.
+
+    Attributes:
+        stop: of the monitored session, once it has been asked to stop.
+        members: who takes part.
+        left: the indices of programs that took part and have left.
+    """
+
+    def __init__(self, session: Session, owner: Owner | None, group: TaskGroup, ledger: Ledger) -> None:
+        self._session = session
+        self._store: StateStore = session.store
+        self._owner = owner
+        self._group = group
+        self._ledger = ledger
+        self._changed = anyio.Event()
+        self.stop: Stop | None = None
+        self.members: dict[Member, Guest] = {}
+        self.left: set[int] = set()
+
+    def receive(self, message: Any, answer: Answering) -> None:
+        """Do what a message asks for, and answer it, now or later."""
+        try:
+            reply = self._reply(message, answer)
+        except Exception as error:
+            reply = self._failure(error)
+        if reply is not None:
+            answer(Answer(self.stop, reply))
+
+    def expel(self, lost: Callable[[Member, Guest], bool]) -> None:
+        """Roll back the steps of those that are lost; their items are given to others."""
+        for member, guest in list(self.members.items()):
+            if lost(member, guest):
+                logger.warning(
+                    "worker %d is lost; its steps are rolled back, and others get its items", guest.index
+                )
+                self._part_with(member, guest)
+
+    def dismiss(self) -> None:
+        """Nobody takes part any more."""
+        for member, guest in list(self.members.items()):
+            self._part_with(member, guest)
+
+    async def changed(self) -> None:
+        """Wait until somebody has joined or left, or `wake` was called. Checkpoint: always."""
+        await self._changed.wait()
+
+    def wake(self) -> None:
+        """Let those go on that wait for a change."""
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    def _reply(self, message: Any, answer: Answering) -> Any:
+        store = self._session.store
+        if store is not self._store:  # the session was restored
+            self.dismiss()
+            self._store = store
+        if store.closed or store.superseded or not isinstance(store, LocalStateStore):
+            return Gone("the chief's session has been closed, or was recovered")
+        if isinstance(message, Join):
+            return self._join(message, store)
+        if isinstance(message, WasCommitted):
+            found = self._ledger.find(message.member, message.step, message.number)
+            return Done() if found is None else Committed(found[0], {}, {}, {})
+        if isinstance(message, Leave):
+            guest = self.members.get(message.member)
+            if guest is not None:
+                self._part_with(message.member, guest)
+                self._ledger.leave(message.member)
+                self.left.add(guest.index)
+                self.wake()
+            return Done()
+        guest = self.members.get(message.member)
+        if guest is None:
+            if isinstance(message, Commit):  # it may be one of before the sender was taken for lost
+                found = self._ledger.find(message.member, message.step, message.number)
+                if found is not None:
+                    return Committed(found[0], {}, {}, {})
+            return Gone("the chief takes this worker for lost, and has given its items to others")
+        match message:
+            case Commit():
+                return self._commit(message, guest, store)
+            case Take():
+                return self._take(message, guest, store, answer)
+            case Read():
+                return Known(
+                    _newer(store, message.have),
+                    {name: self._queue(name, store).size() for name in message.sizes},
+                    self._states(message.states),
+                )
+            case Enter():
+                return self._enter(message, guest, store)
+            case Undo():
+                return self._undo(message, guest)
+        raise FailedPreconditionError(f"the chief does not know the message {message!r}")
+
+    def _join(self, message: Join, store: LocalStateStore) -> Known:
+        graph = self._session.graph
+        for kind, wanted, known in (
+            ("variables", message.variables, graph.variables),
+            ("sources", message.sources, graph.sources),
+        ):
+            missing = sorted(set(wanted) - set(known))
+            if missing:
+                raise FailedPreconditionError(
+                    f"the {graph.described} of the chief has no {kind} {', '.join(map(repr, missing))}; every"
+                    " program has to build the same graph (what only one of them needs, too)"
+                )
+        if message.member not in self.members:
+            self.members[message.member] = Guest(message.program, message.view)
+            self.wake()
+        return Known(_newer(store, {GLOBAL_STEP: 0}), {}, self._states(message.sources))
+
+    def _part_with(self, member: Member, guest: Guest) -> None:
+        del self.members[member]
+        for step in guest.steps.values():
+            step.abandon()
+        guest.steps.clear()
+        self.wake()
+
+    def _step(self, message: Commit | Take | Enter, guest: Guest) -> GuestStep | None:
+        """The step that a message is of; None if it is over, so that the message is a late repetition."""
+        if message.below > guest.below:
+            guest.below = message.below
+            guest.over = {number for number in guest.over if number >= message.below}
+            self._ledger.forget(message.member, message.below)
+            for number in [number for number in guest.steps if number < message.below]:
+                guest.steps.pop(number).end()
+        if message.step < guest.below or message.step in guest.over:
+            return None
+        step = guest.steps.get(message.step)
+        if step is None:
+            step = guest.steps[message.step] = GuestStep(Transaction(self._store, None, None, self._owner))
+        return step
+
+    def _commit(self, message: Commit, guest: Guest, store: LocalStateStore) -> Any:
+        found = self._ledger.find(message.member, message.step, message.number)
+        step = self._step(message, guest)
+        if found is not None or step is None:
+            number = None if found is None else found[0]
+            return Committed(number, {}, _newer(store, message.have), self._states(message.states))
+        for key, pickled in message.functions.items():
+            guest.functions[key] = pickle.loads(pickled)
+        part = Transaction(store, step.root, None, None)
+        part.counts = message.counts
+        part.items = [items for number in message.items for items in step.takes[number].items] or None
+        conflicts = {name for name, write in message.writes.items() if _conflicts(write, name, store)}
+        puts: list[Items] = []
+        try:
+            for name, write in message.writes.items():
+                if write.updates is None:
+                    part.assign(name, write.value)
+                for key, args in write.updates or ():
+                    part.update(name, guest.functions[key], args)
+            for name, items in message.puts:
+                self._queue(name, store).put(part, items)
+                assert part.items is not None
+                puts.append(part.items[-1])
+            number = part.commit(GLOBAL_STEP if message.monitored else None)
+        except BaseException:
+            for put in puts:
+                put.undone(Fate.GIVE_AGAIN)
+            raise
+        for taken in message.items:
+            step.takes[taken].items = []
+        self._ledger.add(message.member, message.step, message.number, number)
+        if message.over:
+            guest.steps.pop(message.step).end()
+            guest.over.add(message.step)
+        kept = {name: store.stamps[name] for name in message.writes if name not in conflicts}
+        have = {name: stamp for name, stamp in message.have.items() if name not in kept}
+        return Committed(number, kept, _newer(store, have), self._states(message.states))
+
+    def _take(self, message: Take, guest: Guest, store: LocalStateStore, answer: Answering) -> Any:
+        step = self._step(message, guest)
+        if step is None or message.number in step.undone:
+            return Done()
+        taking = step.takes.get(message.number)
+        if taking is None:
+            taking = step.takes[message.number] = Taking(Transaction(store, step.root, None))
+            source = self._session.graph.sources[message.source]
+            self._group.start_soon(self._fetch, taking, source, store, name=f"take from {message.source}")
+        if taking.reply is not None:
+            return taking.reply
+        taking.answers.append(answer)
+        return None
+
+    async def _fetch(self, taking: Taking, source: Any, store: LocalStateStore) -> None:  # noqa: ASYNC910 - as `take`
+        """Have an item given to a step, in a task of its own."""
+        current.set(None)
+        with taking.scope:
+            try:
+                taking.reply = Given(await store.reader(source).take(taking.transaction))
+            except Exception as error:
+                taking.reply = self._failure(error)
+        taking.items = taking.transaction.items or []
+        if taking.reply is None:
+            taking.reply = Done()
+        if taking.abandoned:
+            taking.undo(Fate.GIVE_AGAIN)
+        answers, taking.answers = taking.answers, []
+        for answer in answers:
+            answer(Answer(self.stop, taking.reply))
+
+    def _enter(self, message: Enter, guest: Guest, store: LocalStateStore) -> Known:
+        step = self._step(message, guest)
+        queues = {name: self._queue(name, store) for name in message.queues}
+        if step is not None:
+            for queue in queues.values():
+                queue.enter(step.root)
+        return Known({}, {name: queue.size() for name, queue in queues.items()}, {})
+
+    def _undo(self, message: Undo, guest: Guest) -> Done:
+        step = guest.steps.get(message.step)
+        if step is None:
+            if message.step >= guest.below:
+                guest.over.add(message.step)  # what it took is still on its way here
+            return Done()
+        for number in message.numbers:
+            step.undone.add(number)
+            taking = step.takes.get(number)
+            if taking is not None:
+                taking.undo(Fate.PARK if message.parked else Fate.GIVE_AGAIN)
+        if message.over:
+            guest.steps.pop(message.step).abandon()
+            guest.over.add(message.step)
+        return Done()
+
+    def _queue(self, name: str, store: LocalStateStore) -> Any:
+        return store.reader(self._session.graph.sources[name])
+
+    def _states(self, names: Iterable[str]) -> dict[str, SourceState]:
+        return {name: self._session.source_state(name) for name in names}
+
+    def _failure(self, error: Exception) -> Any:
+        if isinstance(error, OutOfRangeError):
+            return Ended(str(error))
+        if isinstance(error, SupersededError) or (
+            isinstance(error, SessionClosedError) and error.session is self._store
+        ):
+            return Gone(str(error))
+        return Failed(_portable(error))
+
+
+class Guest:
+    """A session of another program that takes part.
+
+    Attributes:
+        index: of the program.
+        view: the version of the job's view that it had when it joined.
+        steps: those of its steps that are known here and not over.
+        below: all steps below this one are over.
+        over: others that are.
+        functions: those of its updates, by its numbers.
+    """
+
+    __slots__ = ("below", "functions", "index", "over", "steps", "view")
+
+    def __init__(self, index: int, view: int) -> None:
+        self.index: int = index
+        self.view: int = view
+        self.steps: dict[int, GuestStep] = {}
+        self.below: int = 0
+        self.over: set[int] = set()
+        self.functions: dict[int, Callable[..., Any]] = {}
+
+
+class GuestStep:
+    """A step of another program.
+
+    Attributes:
+        root: its transaction.
+        takes: what it has asked the sources for, by its numbers.
+        undone: the numbers of what it has given back.
+    """
+
+    __slots__ = ("root", "takes", "undone")
+
+    def __init__(self, root: Transaction) -> None:
+        self.root: Transaction = root
+        self.takes: dict[int, Taking] = {}
+        self.undone: set[int] = set()
+
+    def abandon(self) -> None:
+        """Give all back that it has and has not committed; it is over."""
+        for taking in self.takes.values():
+            taking.undo(Fate.GIVE_AGAIN)
+        self.end()
+
+    def end(self) -> None:
+        """It is over."""
+        self.root.finished = True
+        if self.root.at_end is not None:
+            self.root.over()
+
+
+class Taking:
+    """What a step has asked a source for.
+
+    Attributes:
+        transaction: holds what it is given.
+        scope: cancelled if the step does not want it any more.
+        items: what it was given, until that is committed or given back.
+        reply: once it is known.
+        answers: who waits for that.
+        abandoned: whether the step does not want it any more.
+    """
+
+    __slots__ = ("abandoned", "answers", "items", "reply", "scope", "transaction")
+
+    def __init__(self, transaction: Transaction) -> None:
+        self.transaction: Transaction = transaction
+        self.scope: anyio.CancelScope = anyio.CancelScope()
+        self.items: list[Items] = []
+        self.reply: Any = None
+        self.answers: list[Answering] = []
+        self.abandoned: bool = False
+
+    def undo(self, fate: Fate) -> None:
+        """The step that asked for this is rolled back."""
+        self.abandoned = True
+        if self.reply is None:
+            self.scope.cancel()
+        items, self.items = self.items, []
+        for each in items:
+            each.undone(fate)
+
+
+def _newer(store: LocalStateStore, have: Stamps) -> Values:
+    """The values of which a worker has other ones, or none."""
+    try:
+        return {
+            name: (store.stamps[name], store.values[name])
+            for name, stamp in have.items()
+            if stamp != store.stamps[name]
+        }
+    except KeyError as error:
+        raise FailedPreconditionError(
+            f"the chief's graph has no variable {error.args[0]!r}; every program has to build the same graph"
+        ) from None
+
+
+def _conflicts(write: Any, name: str, store: LocalStateStore) -> bool:
+    """Whether the chief makes another value of an update than the worker did, or may do so."""
+    return write.updates is not None and write.base != store.stamps.get(name)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error as it can be sent."""
+    try:
+        pickle.loads(cloudpickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__} (which cannot be sent to another process): {error}")
+    return error

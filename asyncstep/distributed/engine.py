@@ -1,0 +1,365 @@
+"""JobEngine: makes the sessions of a program that is one of several: the chief's, which is served, or a worker's."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from asyncstep._monitored.stop import StopKind, StopReason
+from asyncstep._runtime.session import Session
+from asyncstep.distributed.chief import Chief
+from asyncstep.distributed.ledger import LEDGER, Ledger
+from asyncstep.distributed.link import ChiefGoneError
+from asyncstep.distributed.messages import Failed, Join, Known
+from asyncstep.distributed.store import DistributedStateStore, ended
+from asyncstep.errors import (
+    AbortedError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    SessionClosedError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from asyncstep._graph.graph import Graph
+    from asyncstep._monitored.company import Company
+    from asyncstep._monitored.life import Life
+    from asyncstep.distributed.link import Link, Seat
+    from asyncstep.distributed.messages import Stop
+
+logger: logging.Logger = logging.getLogger("asyncstep")
+
+CHIEF_ENDED = ("requested", "the chief's session has ended", "the chief")
+
+
+class JobEngine:
+    """The engine of one program of a job.
+
+    Attributes:
+        link: to the job.
+        ledger: of the chief's sessions.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self.link: Link = link
+        self.master: str = link.task.master
+        self.ledger: Ledger = Ledger(link.task.master)
+        self._life: Life | None = None
+        self._company: Listening | None = None
+        self._joined = itertools.count(1)
+
+    def lead(self, session: Session) -> Company:
+        """Let the others take part in the state of a session of this program, which is the chief."""
+        if not self.link.task.is_chief:
+            raise InvalidArgumentError(
+                f"the program of index {self.link.task.index} is not the chief; is_chief must be TaskInfo.is_chief"
+            )
+        return Leading(self, session)
+
+    async def follow(self, graph: Graph, max_wait: float) -> tuple[Session, Company]:
+        """A raw session whose state is with the chief. Checkpoint: always."""
+        session = Session(graph)
+        after = -1
+        with anyio.move_on_after(max_wait):
+            while not self.link.view.ended:
+                seat = await self.next_seat(after)
+                if seat is None:
+                    break
+                store = await self._joined_at(seat, graph, max_wait)
+                if store is not None:
+                    session.store = store
+                    return session, Following(self, store)
+                after = seat.epoch
+        if self.link.view.ended:
+            return session, Late(self, session)
+        raise DeadlineExceededError(
+            f"there is no chief of {self.master} after max_wait={max_wait:g} s, in which the program of index 0 has"
+            " to open its session"
+        )
+
+    async def _joined_at(self, seat: Seat, graph: Graph, max_wait: float) -> DistributedStateStore | None:
+        member = (self.link.life, next(self._joined))
+        join = Join(
+            member, self.link.task.index, self.link.view.version, tuple(graph.variables), tuple(graph.sources)
+        )
+        try:
+            reply = (await self.link.call(seat, join)).reply
+        except ChiefGoneError:
+            return None
+        match reply:
+            case Failed(error):
+                raise error
+            case Known():
+                return DistributedStateStore(
+                    self.link, seat, member, graph, reply, partial(self._next_chief, max_wait)
+                )
+        return None
+
+    async def _next_chief(self, max_wait: float, gone: Seat) -> Seat:
+        """The seat of another chief than that one. Checkpoint: always."""
+        with anyio.move_on_after(max_wait):
+            seat = await self.next_seat(gone.epoch)
+            if seat is None:
+                raise SessionClosedError("the chief's session has ended")
+            return seat
+        raise DeadlineExceededError(f"there is no other chief of {self.master} after max_wait={max_wait:g} s")
+
+    async def next_seat(self, after: int) -> Seat | None:
+        """Wait for a chief with a higher epoch; None if there will be none any more. Checkpoint: always."""
+        await anyio.lowlevel.checkpoint()
+        changed = anyio.Event()
+        forget = self.link.listen(lambda: changed.set())
+        try:
+            while True:
+                if self.link.failure is not None:
+                    raise self.link.failure
+                view = self.link.view
+                if view.ended:
+                    return None
+                if view.seat is not None and view.seat.epoch > after:
+                    return view.seat
+                await changed.wait()
+                changed = anyio.Event()
+        finally:
+            forget()
+
+    def own(self, life: Life, company: Listening) -> None:
+        """A session opens, the only one of this program that shares its state; or it has recovered."""
+        if self._life is not None and self._life is not life:
+            raise FailedPreconditionError(
+                "a program that launch runs can have one session with its master; launch another program for the"
+                " next one"
+            )
+        self._life = life
+        if self._company is not None and self._company is not company:
+            self._company.part()
+        self._company = company
+
+    def report_stop(self, life: Life) -> None:
+        """Let the others know that this session stops."""
+        reason = life.stop.reason
+        assert reason is not None
+        origin = reason.origin
+        if not origin.startswith("worker "):
+            origin = f"worker {self.link.task.index}" + (f": {origin}" if origin else "")
+        self.link.group.start_soon(self._report_stop, (str(reason.kind), reason.message, origin))
+
+    async def _report_stop(self, stop: Stop) -> None:
+        if self.link.failure is None:
+            await self.link.report_stop(*stop)
+
+
+def set_stop(life: Life, stop: Stop) -> None:
+    """The stop of another session of the job is that of this one, too."""
+    kind, message, origin = stop
+    life.stop.set(StopReason(StopKind(kind), message, origin))
+
+
+class Listening:
+    """What the sessions of chief and workers have in common: the job's stop is theirs, and their stop the job's."""
+
+    def __init__(self, engine: JobEngine) -> None:
+        self._engine = engine
+        self._life: Life | None = None
+        self._forget: list[Callable[[], None]] = []
+        self._failed = False
+
+    def _listen(self, life: Life) -> None:
+        self._engine.own(life, self)
+        self._life = life
+        link = self._engine.link
+        self._forget.append(link.listen(self._heard))
+        self._heard()
+        report = partial(self._stopped, life)
+        life.stop.when_set(report)
+        self._forget.append(lambda: life.stop.forget(report))
+
+    def _heard(self) -> None:
+        life, link = self._life, self._engine.link
+        assert life is not None
+        if link.view.stop is not None:
+            set_stop(life, link.view.stop)
+        if link.failure is not None and not self._failed:
+            self._failed = True
+            life.coord.fail(link.failure, "the cluster")
+
+    def _stopped(self, life: Life) -> None:
+        """This session has been asked to stop, by whomever."""
+        reason = life.stop.reason
+        if (
+            reason is not None
+            and self._engine.link.view.stop is None
+            and reason.kind is not StopKind.CANCELLED
+        ):
+            self._engine.report_stop(life)
+
+    def part(self) -> None:
+        """The raw session has ended; its monitored session may go on with another."""
+        for forget in self._forget:
+            forget()
+        self._forget.clear()
+
+    async def all_left(self) -> None:  # noqa: ASYNC910 - nobody is waited for
+        """Wait for nobody."""
+
+    async def drained(self) -> None:  # noqa: ASYNC910 - nobody is waited for
+        """Wait for nobody."""
+
+
+class Leading(Listening):
+    """The workers, as the chief's session sees them."""
+
+    def __init__(self, engine: JobEngine, session: Session) -> None:
+        super().__init__(engine)
+        self._session = session
+        self._chief: Chief | None = None
+        self._seat: Seat | None = None
+        self._taking_seat = False
+
+    async def begin(self, life: Life) -> None:
+        """Take the seat: workers may join. Checkpoint: always."""
+        engine, link = self._engine, self._engine.link
+        engine.own(life, self)
+        life.stateful_hooks[LEDGER] = engine.ledger
+        if LEDGER in self._session.store.restored_hooks:
+            engine.ledger.load_state_dict(self._session.store.restored_hooks[LEDGER])
+        self._chief = Chief(self._session, life, link.group, engine.ledger)
+        self._seat = await link.take_seat(self._receive)
+        self._listen(life)
+
+    def _receive(self, message: Any, answer: Callable[[Any], None]) -> None:
+        assert self._chief is not None
+        self._chief.receive(message, answer)
+
+    def _stopped(self, life: Life) -> None:
+        reason = life.stop.reason
+        assert reason is not None and self._chief is not None
+        self._chief.stop = (str(reason.kind), reason.message, reason.origin)
+        self._chief.wake()
+        super()._stopped(life)
+
+    def _heard(self) -> None:
+        super()._heard()
+        chief, link, view, life = self._chief, self._engine.link, self._engine.link.view, self._life
+        assert chief is not None and self._seat is not None and life is not None
+        alive = set(view.lives.values())
+        chief.expel(lambda member, guest: member[0] not in alive and guest.view <= view.version)
+        chief.wake()
+        if view.seat is not None and view.seat.epoch > self._seat.epoch:
+            if not self._taking_seat:
+                self._session.store.lose(
+                    lambda: AbortedError("another chief has taken the place of this one")
+                )
+                if not life.closing:
+                    life.coord.fail(
+                        AbortedError("another chief has taken the place of this one"), "the cluster"
+                    )
+        elif view.seat is None and not view.ended and link.failure is None and not self._taking_seat:
+            # This program was taken for lost, but it is there, and so is the state.
+            self._taking_seat = True
+            chief.dismiss()
+            link.group.start_soon(self._take_seat_again)
+
+    async def _take_seat_again(self) -> None:
+        logger.warning("the chief was taken for lost, and goes on; the workers join it again")
+        try:
+            if not self._session.store.closed:
+                self._seat = await self._engine.link.take_seat(self._receive)
+        except Exception as error:
+            assert self._life is not None
+            self._life.coord.fail(error, "the cluster")
+        finally:
+            self._taking_seat = False
+
+    async def all_left(self) -> None:
+        """Wait until every other program has taken part and left, or has ended, or the session stops.
+
+        The end of the data waits for those that take part: they may have the last items (contract D5).
+        """
+        chief, life, link = self._chief, self._life, self._engine.link
+        assert chief is not None and life is not None
+        others = set(range(link.task.num_workers)) - {link.task.index}
+        await anyio.lowlevel.checkpoint()
+        while not self._session.store.closed:
+            reason = life.stop.reason
+            if reason is None:
+                if not (chief.members or others - chief.left - link.view.done):
+                    break
+            elif reason.kind is not StopKind.END_OF_DATA or not chief.members:
+                break
+            await chief.changed()
+
+    async def drained(self) -> None:  # noqa: ASYNC910 - it waits if somebody takes part
+        """Wait until nobody takes part. Checkpoint: if somebody does."""
+        while self._chief is not None and self._chief.members and not self._failed:
+            await self._chief.changed()
+
+    def part(self) -> None:
+        super().part()
+        if self._chief is not None:
+            self._chief.dismiss()
+        if self._seat is not None:
+            self._engine.link.leave_seat(self._seat)
+
+    async def end(self) -> None:
+        """Leave the seat for good. Checkpoint: always."""
+        self.part()
+        link = self._engine.link
+        if link.failure is None:
+            await link.report_end()
+
+
+class Following(Listening):
+    """The chief, as a worker's session sees it."""
+
+    def __init__(self, engine: JobEngine, store: DistributedStateStore) -> None:
+        super().__init__(engine)
+        self._store = store
+        self._epoch = engine.link.view.seat.epoch if engine.link.view.seat is not None else 0
+
+    async def begin(self, life: Life) -> None:  # noqa: ASYNC910 - nothing to wait for
+        """The chief's stop is this session's."""
+        self._store.when_stopped = partial(set_stop, life)
+        self._listen(life)
+
+    def _heard(self) -> None:
+        super()._heard()
+        link, store, life = self._engine.link, self._store, self._life
+        assert life is not None
+        if store.closed:
+            return
+        if link.view.ended:
+            set_stop(life, CHIEF_ENDED)
+            store.chief_ended()
+        elif link.life != store.member[0]:
+            store.lose_chief("this worker was taken for lost, and its items were given to others")
+
+    async def end(self) -> None:  # noqa: ASYNC910 - it waits if there is something to send
+        """Let the last messages reach the chief."""
+        self.part()
+        await self._store.flushed()
+
+
+class Late(Listening):
+    """The chief, as a worker sees it that comes when the chief's session has ended."""
+
+    def __init__(self, engine: JobEngine, session: Session) -> None:
+        super().__init__(engine)
+        self._session = session
+
+    async def begin(self, life: Life) -> None:  # noqa: ASYNC910 - nothing to wait for
+        """Nothing can be done any more."""
+        self._listen(life)
+        set_stop(life, CHIEF_ENDED)
+        store = self._session.store
+        store.lose(lambda: ended(store))
+
+    async def end(self) -> None:  # noqa: ASYNC910 - nothing to wait for
+        """There is nothing to end."""
+        self.part()

@@ -1,0 +1,549 @@
+"""DistributedStateStore: the state of a worker's session, which is with the chief.
+
+What a step reads is what came with the answer to the commit before, or is asked for if that was too long ago. A
+commit is one message with all that the step has done. It is numbered, and sent again until it is answered: the
+chief knows it when it comes a second time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import anyio
+import cloudpickle
+
+from asyncstep._graph.graph import GLOBAL_STEP
+from asyncstep._graph.variable import Update
+from asyncstep._runtime.state import SourceState, StateStore
+from asyncstep._runtime.transaction import Fate
+from asyncstep.distributed.link import ChiefGoneError
+from asyncstep.distributed.messages import (
+    Commit,
+    Committed,
+    Ended,
+    Enter,
+    Failed,
+    Given,
+    Gone,
+    Known,
+    Leave,
+    Read,
+    Take,
+    Undo,
+    WasCommitted,
+    Write,
+)
+from asyncstep.errors import (
+    AbortedError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    OutOfRangeError,
+    SessionClosedError,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
+
+    from asyncstep._graph.graph import Graph
+    from asyncstep._graph.variable import Variable
+    from asyncstep._runtime.plan import Plan
+    from asyncstep._runtime.state import Reader
+    from asyncstep._runtime.transaction import Transaction, WriteRecord
+    from asyncstep.data.queue_reader import QueueSettings
+    from asyncstep.distributed.link import Link, Seat
+    from asyncstep.distributed.messages import Member, Stop, Values
+
+FRESH = 0.01
+"""For so many seconds what the chief has said is taken for what is committed."""
+
+
+class DistributedStateStore(StateStore):
+    """What one session of a worker knows of the state that is with the chief.
+
+    Args:
+        link: to the chief.
+        seat: where the chief is.
+        member: who this is.
+        graph: of the session.
+        known: what the chief has said when this joined.
+        next_chief: waits for another chief than the one of this seat, when that is gone.
+    """
+
+    __slots__ = (
+        "_at",
+        "_functions",
+        "_idle",
+        "_left",
+        "_link",
+        "_next_chief",
+        "_numbers",
+        "_posts",
+        "_reads",
+        "_seat",
+        "_sizes",
+        "_states",
+        "_steps",
+        "_told",
+        "_unsent",
+        "member",
+        "when_stopped",
+    )
+
+    remote: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        link: Link,
+        seat: Seat,
+        member: Member,
+        graph: Graph,
+        known: Known,
+        next_chief: Callable[[Seat], Awaitable[Seat]],
+    ) -> None:
+        super().__init__()
+        self._link = link
+        self._seat = seat
+        self._next_chief = next_chief
+        self._numbers = itertools.count(1)
+        self._steps: dict[Transaction, OwnStep] = {}
+        self._reads: dict[str, None] = {GLOBAL_STEP: None}  # the variables that runs read, in order
+        self._functions: dict[int, tuple[int, Callable[..., Any]]] = {}  # by id(); the function is kept alive
+        self._unsent: dict[int, bytes] = {}
+        self._sizes: dict[str, int] = {}
+        self._states: dict[str, SourceState] = {}
+        self._told: dict[str, None] = {}  # the sources whose state is asked for
+        self._at: float = -1.0
+        self._posts = 0
+        self._idle = anyio.Event()
+        self._left = False
+        self.member: Member = member
+        self.when_stopped: Callable[[Stop], None] | None = None
+        self._learn(known.values)
+        self._states.update(known.states)
+        self.restored_step = self.values.get(GLOBAL_STEP)
+        for node in graph.nodes.values():
+            if isinstance(node, Update):
+                self._number_of(node.variable.name, node.function)
+
+    # What runs do.
+
+    def initialize(self, variables: Iterable[Variable[Any]]) -> None:
+        """The chief does that."""
+
+    async def prepare(self, plan: Plan, transaction: Transaction) -> None:
+        self.check_open()
+        reads = self._reads
+        missing = any(name not in reads for name in plan.reads)
+        queues = tuple(target.name for target in plan.targets)
+        if queues:
+            step = self._step_of(transaction)
+            step.entered = True
+            known = await self._ask(Enter(self.member, step.number, self._below(), queues))
+            self._sizes.update(known.sizes)
+        if missing or (plan.reads and time.monotonic() - self._at > FRESH):
+            have = {name: self.stamps.get(name, 0) for name in (*reads, *plan.reads)}
+            known = await self._ask(Read(self.member, _positive(have), (), tuple(self._told)))
+            reads.update(dict.fromkeys(plan.reads))
+            self._learn(known.values)
+            self._states.update(known.states)
+
+    def reader(self, source: Any) -> Reader:
+        reader = self.readers.get(source.name)
+        if reader is None:
+            settings: QueueSettings | None = getattr(source, "settings", None)
+            reader = self.readers[source.name] = DistributedReader(self, source.name, settings)
+        return reader
+
+    async def send(
+        self, transaction: Transaction, root: Transaction, step: str | None
+    ) -> tuple[int | None, BaseException | None]:
+        self.check_accepts(transaction)
+        message = self._commit_of(transaction, root, step)
+        post = Post()
+        self._post(message, post)
+        interruption = await post.settled()
+        try:
+            if post.error is not None:
+                if interruption is not None:
+                    raise interruption
+                committed = await self._asked_the_next(message, post.error)
+            else:
+                committed = self._checked(post.reply)
+        finally:
+            post.error = None
+        if message.over:
+            self._step_of(root).over = True
+        self._conclude(transaction, message, committed)
+        return committed.global_step, interruption
+
+    def _commit_of(self, transaction: Transaction, root: Transaction, step: str | None) -> Commit:
+        own = self._step_of(root)
+        items = transaction.items or ()
+        return Commit(
+            self.member,
+            own.number,
+            self._below(),
+            next(own.commits),
+            transaction is root,
+            step is not None,
+            transaction.counts,
+            {name: self._write(name, record) for name, record in transaction.writes.items()},
+            tuple(each.number for each in items if isinstance(each, TakenAway)),
+            tuple((each.queue, each.values) for each in items if isinstance(each, PutAway)),
+            dict(self._unsent),
+            _positive({name: self.stamps.get(name, 0) for name in (*self._reads, *transaction.writes)}),
+            tuple(self._told),
+        )
+
+    def _write(self, name: str, record: WriteRecord) -> Write:
+        updates: list[tuple[int, tuple[Any, ...]]] = []
+        rest = record.updates
+        if rest is None:
+            return Write(record.value, 0, None)
+        while rest is not None:
+            rest, function, args = rest
+            updates.append((self._number_of(name, function), args))
+        return Write(None, -record.base, tuple(reversed(updates)))
+
+    def _conclude(self, transaction: Transaction, message: Commit, committed: Committed) -> None:
+        """The chief has committed this."""
+        for key in message.functions:
+            self._unsent.pop(key, None)
+        for name, stamp in committed.kept.items():
+            if -self.stamps.get(name, 0) < stamp:
+                self.values[name], self.stamps[name] = transaction.writes[name].value, -stamp
+        self._learn(committed.values)
+        self._states.update(committed.states)
+        if committed.global_step is not None:
+            self.values[GLOBAL_STEP] = max(committed.global_step, self.values[GLOBAL_STEP])
+        self.committed = True
+        self.changes += 1
+        self._wake()
+
+    async def _asked_the_next(self, message: Commit, error: BaseException) -> Committed:
+        """The chief is gone: it may have committed, and saved that. Checkpoint: always."""
+        self.lose_chief(error)
+        seat = await self._next_chief(self._seat)
+        question = WasCommitted(message.member, message.step, message.number)
+        try:
+            answer = await self._link.call(seat, question)
+        except ChiefGoneError:
+            self.raise_loss()
+            raise
+        if isinstance(answer.reply, Committed):
+            return answer.reply
+        self.raise_loss()
+        raise error
+
+    # What the chief says.
+
+    def _learn(self, values: Values) -> None:
+        self._at = time.monotonic()
+        for name, (stamp, value) in values.items():
+            if -self.stamps.get(name, 0) < stamp:  # answers may overtake each other
+                self.values[name], self.stamps[name] = value, -stamp
+                self._wake()
+
+    def heard_of_step(self, step: int) -> None:
+        """The global step is at least this by now."""
+        if step > self.values[GLOBAL_STEP]:
+            self.values[GLOBAL_STEP] = step
+            self._wake()
+
+    def lose_chief(self, error: BaseException | str) -> None:
+        """The state is gone, or this has no part in it any more; a recovery joins the next chief."""
+        text = str(error)
+        kind = UnavailableError if isinstance(error, ChiefGoneError) else AbortedError
+        self._part(lambda: kind(text))
+
+    def chief_ended(self) -> None:
+        """The chief's session has ended, and the state with it."""
+        self._part(lambda: ended(self))
+
+    def _part(self, loss: Callable[[], BaseException]) -> None:
+        if not self.closed:
+            self._left = True
+            self.lose(loss)
+
+    async def _ask(self, message: Any) -> Any:
+        """The answer to a message, where a cancellation may drop it. Checkpoint: always."""
+        await self.flushed()
+        try:
+            answer = await self._link.call(self._seat, message)
+        except ChiefGoneError as error:
+            self.lose_chief(error)
+            self.check_open()
+            raise
+        if answer.stop is not None and self.when_stopped is not None:
+            self.when_stopped(answer.stop)
+        return self._checked(answer.reply)
+
+    def _checked(self, reply: Any) -> Any:
+        match reply:
+            case Failed(error):
+                raise error
+            case Gone(text):
+                self.lose_chief(text)
+                self.check_open()
+        return reply
+
+    async def take(self, source: str, transaction: Transaction, *, queue: bool) -> Any:
+        """The next item of a source. Checkpoint: always."""
+        self.check_open()
+        step = self._step_of(transaction)
+        step.entered = step.entered or queue
+        taken = TakenAway(self, step, next(step.takes))
+        transaction.hold(taken)
+        reply = await self._ask(Take(self.member, step.number, self._below(), taken.number, source))
+        match reply:
+            case Given(value):
+                return value
+            case Ended(text):
+                raise OutOfRangeError(text)
+        raise AbortedError(f"the chief takes the step for over that asks the source {source!r} for an item")
+
+    def size(self, queue: str) -> int:
+        """How many items waited in a queue when the chief was asked last."""
+        return self._sizes[queue]
+
+    def source_state(self, source: str) -> SourceState:
+        """How far a source was when the chief was asked last; from now on it is asked."""
+        self._told[source] = None
+        return self._states[source]
+
+    # Messages that nobody waits for, or whose sending no cancellation may end.
+
+    def _post(self, message: Any, post: Post) -> None:
+        self._posts += 1
+        self._link.group.start_soon(
+            self._deliver, message, post, name=f"{type(message).__name__} to the chief"
+        )
+
+    async def _deliver(self, message: Any, post: Post) -> None:
+        try:
+            answer = await self._link.call(self._seat, message)
+        except ChiefGoneError as error:
+            post.error = error
+        else:
+            post.reply = answer.reply
+            if answer.stop is not None and self.when_stopped is not None:
+                self.when_stopped(answer.stop)
+        finally:
+            if post.reply is None and post.error is None:
+                post.error = ChiefGoneError("the program has been cancelled")
+            post.ended.set()
+            self._posts -= 1
+            if not self._posts:
+                self._idle.set()
+
+    async def flushed(self) -> None:  # noqa: ASYNC910 - it waits if there is something to wait for
+        """Wait until all that was given back has reached the chief. Checkpoint: if there is something."""
+        while self._posts:
+            self._idle = anyio.Event()
+            await self._idle.wait()
+
+    def close(self) -> None:
+        if not self._left:
+            self._left = True
+            self._post(Leave(self.member), Post())
+        super().close()
+
+    def give_back(self, step: OwnStep, numbers: tuple[int, ...], fate: Fate, *, over: bool = False) -> None:
+        """A step has been rolled back, or is over."""
+        if not self.closed:
+            message = Undo(self.member, step.number, self._below(), numbers, fate is Fate.PARK, over)
+            self._post(message, Post())
+
+    # Steps and functions.
+
+    def _step_of(self, transaction: Transaction) -> OwnStep:
+        while transaction.parent is not None:
+            transaction = transaction.parent
+        step = self._steps.get(transaction)
+        if step is None:
+            step = self._steps[transaction] = OwnStep(next(self._numbers))
+            if transaction.finished:  # it has ended without waiting for this run
+                del self._steps[transaction]
+            else:
+                transaction.call_at_end(lambda: self._leave_step(transaction))
+        return step
+
+    def _leave_step(self, root: Transaction) -> None:
+        step = self._steps.pop(root)
+        if step.entered and not step.over:
+            self.give_back(step, (), Fate.GIVE_AGAIN, over=True)
+
+    def _below(self) -> int:
+        """The lowest number of a step that is under way."""
+        for step in self._steps.values():
+            return step.number
+        return next(self._numbers)
+
+    def _number_of(self, name: str, function: Callable[..., Any]) -> int:
+        known = self._functions.get(id(function))
+        if known is None:
+            known = self._functions[id(function)] = (len(self._functions) + 1, function)
+            self._unsent[known[0]] = _pickled(name, function)
+        return known[0]
+
+
+class OwnStep:
+    """A step of this session, as the chief is told of it.
+
+    Attributes:
+        number: of the step.
+        commits, takes: count those of the step.
+        entered: whether the chief waits for its end, because it may feed a queue.
+        over: whether the chief knows that it is over.
+    """
+
+    __slots__ = ("commits", "entered", "number", "over", "takes")
+
+    def __init__(self, number: int) -> None:
+        self.number: int = number
+        self.commits: Iterator[int] = itertools.count(1)
+        self.takes: Iterator[int] = itertools.count(1)
+        self.entered: bool = False
+        self.over: bool = False
+
+
+class Post:
+    """A message that is sent whatever becomes of who sends it.
+
+    Attributes:
+        ended: set when it is answered, or cannot be.
+        reply, error: one of them is there then.
+    """
+
+    __slots__ = ("ended", "error", "reply")
+
+    def __init__(self) -> None:
+        self.ended: anyio.Event = anyio.Event()
+        self.reply: Any = None
+        self.error: BaseException | None = None
+
+    async def settled(self) -> BaseException | None:
+        """Wait for the answer, come what may; return the cancellation or interrupt that came. Checkpoint: always."""
+        interruption: BaseException | None = None
+        with anyio.CancelScope(shield=True):
+            while not self.ended.is_set():
+                try:
+                    await self.ended.wait()
+                except BaseException as error:  # noqa: ASYNC103 - a native cancel; the caller raises it
+                    interruption = interruption or error
+        try:
+            return interruption  # noqa: ASYNC910 - it has waited
+        finally:
+            del interruption
+
+
+class DistributedReader:
+    """Gives a worker's session the items of one source, which are with the chief."""
+
+    def __init__(self, store: DistributedStateStore, name: str, settings: QueueSettings | None) -> None:
+        self._store = store
+        self._name = name
+        self._settings = settings
+
+    async def take(self, transaction: Transaction) -> Any:
+        """The next item, or a list of items. Checkpoint: always."""
+        return await self._store.take(self._name, transaction, queue=self._settings is not None)
+
+    def put(self, transaction: Transaction, items: Any) -> None:
+        """Add items to a queue when the step commits; nothing if it is rolled back."""
+        assert self._settings is not None
+        transaction.hold(PutAway(self._name, [item for _, item in self._settings.checked(items)]))
+
+    def size(self) -> int:
+        """How many items waited in a queue when the step began."""
+        return self._store.size(self._name)
+
+    def state(self) -> SourceState:
+        """How far the source was when the chief answered last."""
+        return self._store.source_state(self._name)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Only the chief can."""
+        raise FailedPreconditionError(f"how far the source {self._name!r} is can be saved by the chief only")
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Only the chief can."""
+        raise FailedPreconditionError(f"the source {self._name!r} can be restored by the chief only")
+
+    def stop(self) -> None:
+        """Nothing is read ahead here."""
+
+    async def aclose(self) -> None:
+        """Let what was given back reach the chief. Checkpoint: if there is something."""
+        await self._store.flushed()
+
+
+class TakenAway:
+    """An item, or a batch, that a step was given by the chief.
+
+    Attributes:
+        number: of the step's take.
+    """
+
+    __slots__ = ("_step", "_store", "number")
+
+    def __init__(self, store: DistributedStateStore, step: OwnStep, number: int) -> None:
+        self._store = store
+        self._step = step
+        self.number: int = number
+
+    def done(self) -> None:
+        """The commit has told the chief."""
+
+    def undone(self, fate: Fate) -> None:
+        """The step has been rolled back."""
+        self._store.give_back(self._step, (self.number,), fate)
+
+
+class PutAway:
+    """What a step puts into a queue, which the chief is told with the commit.
+
+    Attributes:
+        queue: the name.
+        values: what is put.
+    """
+
+    __slots__ = ("queue", "values")
+
+    def __init__(self, queue: str, values: list[Any]) -> None:
+        self.queue: str = queue
+        self.values: list[Any] = values
+
+    def done(self) -> None:
+        """The commit has told the chief."""
+
+    def undone(self, _: Fate) -> None:
+        """The chief was not told."""
+
+
+def ended(store: StateStore) -> SessionClosedError:
+    """What tells a step that the chief's session has ended."""
+    error = SessionClosedError(
+        "the chief's session has ended, and the state with it; the step is rolled back"
+    )
+    error.session = store
+    return error
+
+
+def _positive(stamps: dict[str, int]) -> dict[str, int]:
+    """The chief's stamps: here they are negative, so that none is that of a write of this process."""
+    return {name: -stamp for name, stamp in stamps.items()}
+
+
+def _pickled(name: str, function: Callable[..., Any]) -> bytes:
+    try:
+        pickled: bytes = cloudpickle.dumps(function)
+    except Exception as error:
+        raise InvalidArgumentError(
+            f"the update function of the variable {name!r} cannot be sent to the chief, which applies it to what is"
+            f" committed there: {error}; let it take what it needs as arguments, not from around it"
+        ) from error
+    return pickled
