@@ -1,0 +1,84 @@
+"""Which cluster a job runs on, and the connection to it."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from distributed import Client, LocalCluster
+from distributed.deploy import Cluster
+
+from asyncstep.errors import FailedPreconditionError, InvalidTypeError, UnavailableError, kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def check_cluster(cluster: Any) -> None:
+    """Check the argument `cluster` of `launch`.
+
+    Raises:
+        InvalidTypeError: it is none of those that `launch` takes.
+    """
+    if isinstance(cluster, Client | Cluster) and cluster.asynchronous:
+        raise InvalidTypeError(
+            f"launch needs a cluster that is not asynchronous: give it the scheduler's address, or {kind_of(cluster)}"
+            " that was made without asynchronous=True"
+        )
+    if not (cluster is None or isinstance(cluster, str | Client | Cluster)):
+        raise InvalidTypeError(
+            "cluster must be None, the address of a Dask scheduler, a Dask client or a Dask cluster,"
+            f" not {kind_of(cluster)}"
+        )
+
+
+@contextmanager
+def connected(cluster: Any, workers: int) -> Iterator[Client]:
+    """A client of a cluster that `check_cluster` has accepted; what is made for it is closed at the end.
+
+    Raises:
+        UnavailableError: it cannot be reached, or not be started.
+    """
+    if isinstance(cluster, Client):
+        yield cluster
+    elif cluster is None:
+        with _local_cluster(workers) as local, Client(local, set_as_default=False) as client:
+            yield client
+    else:
+        with _client(cluster) as client:
+            yield client
+
+
+def _client(cluster: str | Cluster) -> Client:
+    try:
+        return Client(cluster, set_as_default=False)
+    except (OSError, ValueError) as error:
+        address = cluster if isinstance(cluster, str) else cluster.scheduler_address
+        raise UnavailableError(f"no Dask scheduler could be reached at {address}: {error}") from error
+
+
+def _local_cluster(workers: int) -> LocalCluster:
+    """Processes on this machine, as many as it has processors, but not more than there are programs."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise FailedPreconditionError(
+            "launch starts processes that import the main module again, and so came here again: call it under"
+            ' if __name__ == "__main__":'
+        )
+    processes = min(workers, os.cpu_count() or 1)
+    try:
+        return LocalCluster(
+            n_workers=processes,
+            threads_per_worker=-(-workers // processes),
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=None,
+            silence_logs=logging.ERROR,
+        )
+    except (OSError, RuntimeError) as error:
+        raise UnavailableError(
+            "the processes of a local cluster could not be started; is launch called under"
+            f' if __name__ == "__main__": ? ({error})'
+        ) from error

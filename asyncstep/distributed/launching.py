@@ -1,0 +1,176 @@
+"""`launch` and `alaunch`: the same program on every worker of a job."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import inspect
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+import cloudpickle
+import dask
+
+from asyncstep.distributed.bridge import bridge_here
+from asyncstep.distributed.clusters import check_cluster, connected
+from asyncstep.distributed.launched import LaunchedJob
+from asyncstep.distributed.outcome import Cancelled, Failed, Returned
+from asyncstep.distributed.runner import BACKENDS
+from asyncstep.errors import (
+    DeadlineExceededError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    UnavailableError,
+    kind_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from concurrent.futures import Future
+
+    from distributed import Client
+    from distributed.deploy import Cluster
+
+    from asyncstep.distributed.outcome import Outcome
+    from asyncstep.distributed.task import TaskInfo
+
+    Program = Callable[[TaskInfo], Awaitable[Any]]
+
+
+def launch(
+    program: Program,
+    cluster: str | Client | Cluster | None = None,
+    *,
+    workers: int,
+    backend: str = "asyncio",
+    timeout: float | None = None,
+) -> list[Any]:
+    """Run a program once on each worker of a job, and return what each has returned, by index.
+
+    Args:
+        program: ``async def program(task: TaskInfo)``; it is sent with cloudpickle.
+        cluster: the address of a Dask scheduler, a Dask client or cluster; None: processes of this machine.
+        workers: how many programs there are; there may be more of them than Dask workers.
+        backend: what each program's event loop is: asyncio, uvloop or trio.
+        timeout: seconds from the start of the programs until they are cancelled.
+
+    A program whose process dies is started again, with the same index. When one fails, the sessions of the others are
+    stopped, and their programs waited for. On Ctrl-C the programs are cancelled and waited for; the second Ctrl-C does
+    not wait.
+
+    Raises:
+        DeadlineExceededError: after `timeout`.
+        UnavailableError: the cluster cannot be reached or is gone, or the processes of a program die again and again
+            while the job makes no progress.
+        FailedPreconditionError: the cluster has no asyncstep, or another one.
+        InvalidArgumentError, InvalidTypeError: of the arguments; nothing was started.
+        Exception: what one program has raised; an ExceptionGroup if several have.
+    """
+    check_launch(program, cluster, workers, backend, timeout)
+    with connected(cluster, workers) as client:
+        job = make_job(client, program, workers, backend)
+        running = start(client, job.run())
+        try:
+            done = concurrent.futures.wait([running], timeout).done
+        except BaseException:
+            start(client, job.cancel())
+            try:
+                concurrent.futures.wait([running])
+            finally:
+                running.cancel()
+            raise
+        if not done:
+            start(client, job.cancel())
+            concurrent.futures.wait([running])
+        return results(running.result(), None if done else timeout)
+
+
+async def alaunch(
+    program: Program,
+    cluster: str | Client | Cluster | None = None,
+    *,
+    workers: int,
+    backend: str = "asyncio",
+    timeout: float | None = None,  # noqa: ASYNC109 - the public name
+) -> list[Any]:
+    """`launch`, awaited; on asyncio and trio, whatever `backend` is.
+
+    Cancelling it cancels the programs and waits for them. Checkpoint: always.
+    """
+    check_launch(program, cluster, workers, backend, timeout)
+    connection = connected(cluster, workers)
+    client = await anyio.to_thread.run_sync(connection.__enter__)
+    try:
+        job = make_job(client, program, workers, backend)
+        done = anyio.Event()
+        here = bridge_here()
+        running = start(client, job.run())
+        running.add_done_callback(lambda _: here.call(done.set))
+        try:
+            with anyio.move_on_after(timeout) as scope:
+                await done.wait()
+        finally:
+            if not done.is_set():
+                start(client, job.cancel())
+                with anyio.CancelScope(shield=True):
+                    await done.wait()
+        return results(running.result(), timeout if scope.cancelled_caught else None)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(partial(connection.__exit__, None, None, None))
+
+
+def check_launch(program: object, cluster: object, workers: object, backend: object, timeout: object) -> None:
+    """Check the arguments of `launch`."""
+    if not inspect.iscoroutinefunction(program) and not inspect.iscoroutinefunction(
+        getattr(program, "__call__", None)
+    ):
+        raise InvalidTypeError(f"program must be an async function of a TaskInfo, not {kind_of(program)}")
+    try:
+        inspect.signature(program).bind(None)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise InvalidTypeError(f"program must take one argument, its TaskInfo: {error}") from None
+    except ValueError:
+        pass  # it has no signature
+    check_cluster(cluster)
+    if type(workers) is not int or workers < 1:
+        raise InvalidArgumentError(f"workers must be an int of at least 1, not {workers!r}")
+    if backend not in BACKENDS:
+        raise InvalidArgumentError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    if timeout is not None and (not isinstance(timeout, int | float) or not timeout > 0):
+        raise InvalidArgumentError(f"timeout must be None or a positive number of seconds, not {timeout!r}")
+
+
+def make_job(client: Client, program: Program, workers: int, backend: str) -> LaunchedJob:
+    """The job of a launch, which is not started yet."""
+    name = getattr(program, "__name__", type(program).__name__)
+    lease = float(dask.config.get("asyncstep.lease", 30))
+    return LaunchedJob(
+        client, cloudpickle.dumps(program), name, workers=workers, backend=backend, lease=lease
+    )
+
+
+def start(client: Client, coroutine: Any) -> Future[Any]:
+    """Have something awaited in the client's event loop."""
+    return asyncio.run_coroutine_threadsafe(coroutine, client.loop.asyncio_loop)
+
+
+def results(outcomes: list[Outcome], timed_out: float | None) -> list[Any]:
+    """What the programs have returned, or the error of the launch."""
+    errors = [outcome.error for outcome in outcomes if isinstance(outcome, Failed)]
+    if timed_out is not None:
+        late = DeadlineExceededError(f"the programs were cancelled after {timed_out:g} s, launch's timeout")
+        raise late from (_as_one(errors) if errors else None)
+    if errors:
+        raise _as_one(errors)
+    if any(isinstance(outcome, Cancelled) for outcome in outcomes):
+        raise UnavailableError("the programs were cancelled, and not by this launch")
+    return [outcome.value for outcome in outcomes if isinstance(outcome, Returned)]
+
+
+def _as_one(errors: list[BaseException]) -> BaseException:
+    if len(errors) == 1:
+        return errors[0]
+    return BaseExceptionGroup(f"{len(errors)} programs have failed", errors)

@@ -1,0 +1,87 @@
+"""`launch` and `alaunch`: where programs run, what they return, and how they end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import pytest
+from distributed import LocalCluster
+
+from asyncstep.distributed import TaskInfo, alaunch, launch
+
+BACKENDS = ["asyncio", "uvloop", "trio"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    """Two Dask workers in this process, with one thread each, that speak TCP."""
+    with LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tcp",
+        host="127.0.0.1",
+        dashboard_address=None,
+    ) as cluster:
+        yield cluster
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_results_come_by_index(cluster: LocalCluster, backend: str) -> None:
+    """Each program is told its place, and what it returns is in that place of the list."""
+
+    async def program(task: TaskInfo) -> tuple[int, bool, int]:
+        await anyio.sleep(0)
+        return task.index, task.is_chief, task.num_workers
+
+    results = launch(program, cluster, workers=3, backend=backend)
+    assert results == [(0, True, 3), (1, False, 3), (2, False, 3)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_programs_talk_to_the_seat(cluster: LocalCluster, backend: str) -> None:
+    """What a member sends to the seat is received by the program that has taken it, and answered to the member."""
+
+    async def program(task: TaskInfo) -> Any:
+        from asyncstep.distributed.link import current_link
+
+        link = current_link.get()
+        assert link is not None
+        news = anyio.Event()
+
+        def hear() -> None:
+            nonlocal news
+            news.set()
+            news = anyio.Event()
+
+        end = link.listen(hear)
+        if task.is_chief:
+            received = []
+
+            def receive(message: Any, answer: Any) -> None:
+                received.append(message)
+                answer(message + 1)
+
+            await link.take_seat(receive)
+            while link.view.done != {1, 2}:
+                await news.wait()
+            end()
+            return sorted(received)
+        while link.view.seat is None:
+            await news.wait()
+        return await link.call(link.view.seat, 10 * task.index)
+
+    assert launch(program, cluster, workers=3, backend=backend) == [[10, 20], 11, 21]
+
+
+@pytest.mark.anyio
+async def test_alaunch_is_launch_awaited(cluster: LocalCluster) -> None:
+    """`alaunch` returns what `launch` does, on every backend."""
+
+    async def program(task: TaskInfo) -> int:
+        await anyio.sleep(0)
+        return task.index
+
+    assert await alaunch(program, cluster, workers=2, backend="trio") == [0, 1]
