@@ -63,7 +63,10 @@ def make_stop(session: object, reason: object) -> StopRequested:
 
 
 class Error(Exception):
-    """The base of all errors that asyncstep raises."""
+    """The base of all errors that asyncstep raises. In another process it is of no session any more."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args, {name: value for name, value in vars(self).items() if name != "session"}
 
 
 class OutOfRangeError(Error):

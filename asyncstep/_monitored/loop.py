@@ -55,6 +55,8 @@ async def loop(
             raise_as_is(final)
         finally:
             del final
+    if life.raw is not None and life.raw.company is not None:
+        await life.raw.company.loop_ended()
     await after_absorbing(entered_with)
 
 

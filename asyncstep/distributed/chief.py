@@ -29,6 +29,7 @@ from asyncstep.distributed.messages import (
     Failed,
     Given,
     Gone,
+    Idle,
     Join,
     Known,
     Leave,
@@ -76,7 +77,7 @@ class Chief:
         self._owner = owner
         self._group = group
         self._ledger = ledger
-        self._changed = anyio.Event()
+        self._changed: anyio.Event | None = None
         self.stop: Stop | None = None
         self.members: dict[Member, Guest] = {}
         self.left: set[int] = set()
@@ -106,12 +107,15 @@ class Chief:
 
     async def changed(self) -> None:
         """Wait until somebody has joined or left, or `wake` was called. Checkpoint: always."""
+        if self._changed is None:
+            self._changed = anyio.Event()
         await self._changed.wait()
 
     def wake(self) -> None:
         """Let those go on that wait for a change."""
-        self._changed.set()
-        self._changed = anyio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     def _reply(self, message: Any, answer: Answering) -> Any:
         store = self._session.store
@@ -155,6 +159,10 @@ class Chief:
                 return self._enter(message, guest, store)
             case Undo():
                 return self._undo(message, guest)
+            case Idle():
+                guest.idle = True
+                self.wake()
+                return Done()
         raise FailedPreconditionError(f"the chief does not know the message {message!r}")
 
     def _join(self, message: Join, store: LocalStateStore) -> Known:
@@ -314,14 +322,16 @@ class Guest:
         steps: those of its steps that are known here and not over.
         below: all steps below this one are over.
         over: others that are.
+        idle: whether its loop has ended.
         functions: those of its updates, by its numbers.
     """
 
-    __slots__ = ("below", "functions", "index", "over", "steps", "view")
+    __slots__ = ("below", "functions", "idle", "index", "over", "steps", "view")
 
     def __init__(self, index: int, view: int) -> None:
         self.index: int = index
         self.view: int = view
+        self.idle: bool = False
         self.steps: dict[int, GuestStep] = {}
         self.below: int = 0
         self.over: set[int] = set()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from asyncstep.distributed.messages import Stop
 
 logger: logging.Logger = logging.getLogger("asyncstep")
+
+KEPT_KINDS = (StopKind.SIGNAL, StopKind.ERROR, StopKind.CANCELLED)
+"""The stops for which nobody is waited for that has not begun yet."""
 
 CHIEF_ENDED = ("requested", "the chief's session has ended", "the chief")
 
@@ -205,6 +210,9 @@ class Listening:
             forget()
         self._forget.clear()
 
+    async def loop_ended(self) -> None:  # noqa: ASYNC910 - nobody is waited for
+        """Wait for nobody."""
+
     async def all_left(self) -> None:  # noqa: ASYNC910 - nobody is waited for
         """Wait for nobody."""
 
@@ -221,6 +229,9 @@ class Leading(Listening):
         self._chief: Chief | None = None
         self._seat: Seat | None = None
         self._taking_seat = False
+        self._inbox: deque[tuple[Any, Callable[[Any], None]]] = deque()
+        self._arrived: anyio.Event | None = None
+        self._over = False
 
     async def begin(self, life: Life) -> None:
         """Take the seat: workers may join. Checkpoint: always."""
@@ -230,12 +241,26 @@ class Leading(Listening):
         if LEDGER in self._session.store.restored_hooks:
             engine.ledger.load_state_dict(self._session.store.restored_hooks[LEDGER])
         self._chief = Chief(self._session, life, link.group, engine.ledger)
+        link.group.start_soon(self._serve, name="the chief")
         self._seat = await link.take_seat(self._receive)
         self._listen(life)
 
     def _receive(self, message: Any, answer: Callable[[Any], None]) -> None:
-        assert self._chief is not None
-        self._chief.receive(message, answer)
+        self._inbox.append((message, answer))
+        if self._arrived is not None:
+            self._arrived.set()
+
+    async def _serve(self) -> None:
+        """Answer messages, in a task: what they start needs one."""
+        chief, inbox = self._chief, self._inbox
+        assert chief is not None
+        while True:
+            while inbox:
+                chief.receive(*inbox.popleft())
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+            if self._over:
+                return
 
     def _stopped(self, life: Life) -> None:
         reason = life.stop.reason
@@ -277,22 +302,48 @@ class Leading(Listening):
         finally:
             self._taking_seat = False
 
-    async def all_left(self) -> None:
-        """Wait until every other program has taken part and left, or has ended, or the session stops.
+    async def loop_ended(self) -> None:
+        """Wait for the steps of the others: for the grace period, but at the end of the data however long.
 
-        The end of the data waits for those that take part: they may have the last items (contract D5).
+        Checkpoint: always.
         """
-        chief, life, link = self._chief, self._life, self._engine.link
+        chief, life = self._chief, self._life
         assert chief is not None and life is not None
-        others = set(range(link.task.num_workers)) - {link.task.index}
+        reason = life.stop.reason
+        at_end = reason is not None and reason.kind is StopKind.END_OF_DATA
         await anyio.lowlevel.checkpoint()
-        while not self._session.store.closed:
-            reason = life.stop.reason
-            if reason is None:
-                if not (chief.members or others - chief.left - link.view.done):
-                    break
-            elif reason.kind is not StopKind.END_OF_DATA or not chief.members:
-                break
+        with anyio.move_on_after(math.inf if at_end else life.grace):
+            while not all(guest.idle for guest in chief.members.values()):
+                await chief.changed()
+
+    async def all_left(self) -> None:
+        """Wait until every other program has taken part and left, or has ended.
+
+        A stop ends that, unless it comes of the state: then it waits for those that take part, which may have the last
+        items (contract D5), and for half of the grace period for those that are still to begin. Checkpoint: always.
+        """
+        life, chief = self._life, self._chief
+        assert life is not None and chief is not None
+        await anyio.lowlevel.checkpoint()
+        await self._wait_until(lambda: life.stop.reason is not None or not self._in_sight())
+        reason = life.stop.reason
+        if reason is not None and reason.kind not in KEPT_KINDS:
+            with anyio.move_on_after(life.grace / 2):
+                await self._wait_until(lambda: not self._in_sight())
+            if reason.kind is StopKind.END_OF_DATA:
+                await self._wait_until(lambda: not chief.members)
+
+    def _in_sight(self) -> bool:
+        """Whether others take part, or have not taken part yet and have not ended."""
+        chief, link = self._chief, self._engine.link
+        assert chief is not None
+        others = set(range(link.task.num_workers)) - {link.task.index}
+        return bool(chief.members or others - chief.left - link.view.done)
+
+    async def _wait_until(self, enough: Callable[[], bool]) -> None:  # noqa: ASYNC910 - it waits if there is something
+        chief = self._chief
+        assert chief is not None
+        while not enough() and not self._session.store.closed and not self._failed:
             await chief.changed()
 
     async def drained(self) -> None:  # noqa: ASYNC910 - it waits if somebody takes part
@@ -302,6 +353,9 @@ class Leading(Listening):
 
     def part(self) -> None:
         super().part()
+        self._over = True
+        if self._arrived is not None:
+            self._arrived.set()
         if self._chief is not None:
             self._chief.dismiss()
         if self._seat is not None:
@@ -345,6 +399,10 @@ class Following(Listening):
         self.part()
         await self._store.flushed()
 
+    async def loop_ended(self) -> None:  # noqa: ASYNC910 - nobody is waited for
+        """Tell the chief, who waits for that."""
+        self._store.say_idle()
+
 
 class Late(Listening):
     """The chief, as a worker sees it that comes when the chief's session has ended."""
@@ -357,8 +415,7 @@ class Late(Listening):
         """Nothing can be done any more."""
         self._listen(life)
         set_stop(life, CHIEF_ENDED)
-        store = self._session.store
-        store.lose(lambda: ended(store))
+        self._session.store.lose(lambda: ended())
 
     async def end(self) -> None:  # noqa: ASYNC910 - nothing to wait for
         """There is nothing to end."""

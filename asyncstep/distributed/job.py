@@ -11,6 +11,10 @@ MAX_RESTARTS = 10
 """How often a program is started again while its job makes no progress."""
 
 
+KEPT_STOPS = ("signal", "error", "cancelled")
+"""The kinds of stop that do not come of the state, and so hold whoever has it."""
+
+
 class Refusal(StrEnum):
     """Why a program was told no; the message of `RefusedError`."""
 
@@ -150,7 +154,13 @@ class Job:
             self._lose(number)
 
     def take_seat(self, number: int) -> int:
-        """Let a life, which must have been heard of just now, hold the state; the epoch of its seat."""
+        """Let a life, which must have been heard of just now, hold the state; the epoch of its seat.
+
+        What the state of the chief before had come to (the end of the data, a step at which a hook stops) is to be
+        found again by this one, which may have begun with an earlier state.
+        """
+        if self._stop is not None and self._stop[0] not in KEPT_STOPS:
+            self._stop = None
         self._last_epoch += 1
         self._seat = self._lives[number].address, self._last_epoch
         self._holder = number

@@ -174,6 +174,9 @@ class Line:
         """Be the chief, unless the claim is withdrawn."""
         answer = await self.ask_as_life("take_seat")
         claim.seat = Seat(self._worker.contact_address, answer["epoch"])
+        if answer["view"]["version"] > self.view["version"]:
+            self.view = answer["view"]
+            self._tell()
         if claim.withdrawn:
             self.leave_seat(claim.seat)
         return claim.seat

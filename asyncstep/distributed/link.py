@@ -84,6 +84,8 @@ class Link(Protocol):
     async def take_seat(self, receive: Callable[[Any, Callable[[Any], None]], None]) -> Seat:
         """Be the chief from now on: ``receive(message, answer)`` is called for each message to the seat.
 
+        When this returns, `view` has the seat. A stop of the job that came of the former chief's state is forgotten.
+
         `answer` must be called once, now or later, in the program's event loop. Checkpoint: always.
         """
 

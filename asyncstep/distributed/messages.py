@@ -114,6 +114,12 @@ class Undo(NamedTuple):
     over: bool
 
 
+class Idle(NamedTuple):
+    """The loop of a session has ended: no more steps are to be waited for."""
+
+    member: Member
+
+
 class Leave(NamedTuple):
     """A session of a worker has ended."""
 

@@ -162,7 +162,7 @@ class Entry:
     def on_take_seat(self, *, life: int) -> dict[str, Any]:
         """A program is the chief from now on."""
         self._hear(life)
-        return {"epoch": self.job.take_seat(life)}
+        return {"epoch": self.job.take_seat(life), "view": self.job.view()}
 
     def on_leave_seat(self, *, epoch: int) -> dict[str, Any]:
         """A program is the chief no more."""

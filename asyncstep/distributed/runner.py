@@ -11,10 +11,11 @@ import anyio
 import cloudpickle
 from distributed import get_worker, secede
 
+from asyncstep._monitored.company import current_engine
 from asyncstep.distributed.dask_link import DaskLink
+from asyncstep.distributed.engine import JobEngine
 from asyncstep.distributed.job import MAX_RESTARTS, Refusal, RefusedError
 from asyncstep.distributed.line import Line
-from asyncstep.distributed.link import current_link
 from asyncstep.distributed.outcome import Cancelled, Failed, Outcome, Returned, dump_outcome
 from asyncstep.errors import UnavailableError
 
@@ -99,7 +100,7 @@ async def _main(
     link = DaskLink(task, line, loop)
     outcome: Outcome | None = None
     async with anyio.create_task_group() as link.group:
-        current_link.set(link)
+        current_engine.set(JobEngine(link))
         try:
             with anyio.CancelScope() as scope:
                 attend = partial(_attend, link, scope)

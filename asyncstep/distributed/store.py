@@ -27,6 +27,7 @@ from asyncstep.distributed.messages import (
     Failed,
     Given,
     Gone,
+    Idle,
     Known,
     Leave,
     Read,
@@ -351,6 +352,11 @@ class DistributedStateStore(StateStore):
             self._post(Leave(self.member), Post())
         super().close()
 
+    def say_idle(self) -> None:
+        """The session's loop has ended."""
+        if not self.closed:
+            self._post(Idle(self.member), Post())
+
     def give_back(self, step: OwnStep, numbers: tuple[int, ...], fate: Fate, *, over: bool = False) -> None:
         """A step has been rolled back, or is over."""
         if not self.closed:
@@ -524,11 +530,9 @@ class PutAway:
         """The chief was not told."""
 
 
-def ended(store: StateStore) -> SessionClosedError:
-    """What tells a step that the chief's session has ended."""
-    error = SessionClosedError(
-        "the chief's session has ended, and the state with it; the step is rolled back"
-    )
+def ended(store: StateStore | None = None) -> SessionClosedError:
+    """What tells that the chief's session has ended; a step of the store that meets it is tried again, or stops."""
+    error = SessionClosedError("the chief's session has ended, and the state with it")
     error.session = store
     return error
 
