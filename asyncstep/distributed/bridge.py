@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from asyncstep._runtime.pace import runs_on_asyncio
@@ -61,9 +63,10 @@ def bridge_to(loop: asyncio.AbstractEventLoop) -> Bridge:
 
 
 def bridge_here() -> Bridge:
-    """A bridge to the event loop that is running here."""
+    """A bridge to the event loop that is running here, and to this context."""
     if runs_on_asyncio():
-        return bridge_to(asyncio.get_running_loop())
+        # Without the context anyio would not know, in the functions that are called, which event loop it is.
+        return Bridge(partial(asyncio.get_running_loop().call_soon_threadsafe, context=copy_context()))
     import trio
 
     return Bridge(trio.lowlevel.current_trio_token().run_sync_soon)

@@ -12,7 +12,7 @@ from distributed.scheduler import KilledWorker
 from asyncstep.distributed.job import Refusal
 from asyncstep.distributed.line import PATIENCE, PAUSE
 from asyncstep.distributed.outcome import Cancelled, Failed, load_outcome
-from asyncstep.distributed.registry import PROTOCOL, Registry
+from asyncstep.distributed.registry import KEYS, PROTOCOL, Registry
 from asyncstep.distributed.runner import run_program
 from asyncstep.distributed.task import TaskInfo
 from asyncstep.errors import FailedPreconditionError, UnavailableError
@@ -73,8 +73,9 @@ class LaunchedJob:
         finally:
             follow.cancel()
             programs.cancel()
-            await asyncio.gather(follow, programs, return_exceptions=True)
-            await self._forget()
+            ends = await asyncio.gather(follow, programs, return_exceptions=True)
+            if not any(isinstance(end, UnavailableError) for end in ends):
+                await self._forget()
 
     async def stop(self, kind: str, message: str, origin: str) -> None:
         """Have the sessions of all programs stop."""
@@ -121,7 +122,7 @@ class LaunchedJob:
                 self._job,
                 task,
                 self._backend,
-                key=f"asyncstep-{self._name}-{index}-{self._token}" + (f"-{rounds}" if rounds > 1 else ""),
+                key=f"{KEYS}{self._name}-{index}-{self._token}" + (f"-{rounds}" if rounds > 1 else ""),
                 workers=address,
                 allow_other_workers=address is not None,
                 pure=False,
@@ -129,6 +130,7 @@ class LaunchedJob:
             try:
                 return load_outcome(await self._client.gather(future), where)
             except KilledWorker as error:
+                address = None  # who was there at first may be gone by now
                 before, starts = starts, (await self._ask("count_starts", index=index))["starts"]
                 unstarted = unstarted + 1 if starts == before else 0
                 if unstarted == MAX_UNSTARTED:

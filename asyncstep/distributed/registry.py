@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("asyncstep")
 
 HANDLER = "asyncstep"
+KEYS = "asyncstep-"
+"""How the keys of the programs' tasks begin."""
+
 PROTOCOL = 1
 """Raised with every change of what is said between programs, registry and launch."""
 
@@ -51,6 +54,10 @@ class Registry(SchedulerPlugin):  # type: ignore[misc]  # distributed has no typ
         for name, entry in list(self._entries.items()):
             entry.job.lose_worker(worker)
             self._tell(name)
+        # Dask gives a task whose preferred worker is gone to any other; but if there is no other at that moment, it
+        # waits for the one that it has preferred for ever.
+        waiting = [task.key for task in scheduler.unrunnable if str(task.key).startswith(KEYS)]
+        scheduler.set_restrictions(dict.fromkeys(waiting))
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         """Who launched a job is gone: nobody waits for its results."""
