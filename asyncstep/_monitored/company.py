@@ -20,7 +20,7 @@ class Company(Protocol):
         """The session is open: its stop is theirs from now on, and theirs is its."""
 
     async def loop_ended(self) -> None:
-        """The session's loop has ended well: that of the chief waits for the steps of the others (contract W1)."""
+        """The session's workers have ended: the chief's session waits for the steps of the others (contract W1)."""
 
     async def all_left(self) -> None:
         """Wait until none of them will do anything any more, or the session stops. Checkpoint: always."""

@@ -55,8 +55,6 @@ async def loop(
             raise_as_is(final)
         finally:
             del final
-    if life.raw is not None and life.raw.company is not None:
-        await life.raw.company.loop_ended()
     await after_absorbing(entered_with)
 
 
@@ -113,7 +111,11 @@ class _Crew:
                 self.life.grace, _workers(self.working), self.name,
             )  # fmt: skip
             group.cancel_scope.cancel()
-        elif self.life.coord.tasks_end_with_loop:
+            return
+        raw = self.life.raw
+        if raw is not None and raw.company is not None:
+            await raw.company.loop_ended()
+        if self.life.coord.tasks_end_with_loop:
             if self.life.raw is not None:
                 self.life.raw.store.stop_reading()
             with anyio.move_on_after(self.life.grace / 2):

@@ -144,11 +144,7 @@ class QueueReader:
     def _ended(self, waiter: Waiter) -> Exception:
         name = self._settings.name
         if waiter.puts_itself:
-            return FailedPreconditionError(
-                f"the step asks the queue {name!r} for an item after the last one, and has put some itself that"
-                " appear only when it commits; take them in another step, or commit in between by"
-                " ctx.run_with_hooks"
-            )
+            return takes_its_own(name)
         return OutOfRangeError(f"the queue {name!r} is empty, and no step in flight can put anything into it")
 
     def enter(self, transaction: Transaction) -> None:
@@ -277,6 +273,14 @@ class QueueReader:
         """Tell whoever waits that the session is closed."""
         if self._waiting is not None:
             self._waiting.dismiss(self)
+
+
+def takes_its_own(queue: str) -> FailedPreconditionError:
+    """What tells a step that it asks for an item when only it could put another one."""
+    return FailedPreconditionError(
+        f"the step asks the queue {queue!r} for an item after the last one, and has put some itself that appear only"
+        " when it commits; take them in another step, or commit in between by ctx.run_with_hooks"
+    )
 
 
 def _position(entry: tuple[int, Any]) -> int:

@@ -201,7 +201,9 @@ class Chief:
             return None
         step = guest.steps.get(message.step)
         if step is None:
-            step = guest.steps[message.step] = GuestStep(Transaction(self._store, None, None, self._owner))
+            around = None if isinstance(message, Commit) else guest.steps.get(message.inside)
+            root = Transaction(self._store, None, None if around is None else around.root)
+            step = guest.steps[message.step] = GuestStep(root)
         return step
 
     def _commit(self, message: Commit, guest: Guest, store: LocalStateStore) -> Any:
@@ -214,6 +216,7 @@ class Chief:
             guest.functions[key] = pickle.loads(pickled)
         part = Transaction(store, step.root, None, None)
         part.counts = message.counts
+        step.root.owner = self._owner if message.owned else None
         part.items = [items for number in message.items for items in step.takes[number].items] or None
         conflicts = {name for name, write in message.writes.items() if _conflicts(write, name, store)}
         puts: list[Items] = []
@@ -234,9 +237,11 @@ class Chief:
             raise
         for taken in message.items:
             step.takes[taken].items = []
+        for failed in message.parked:
+            step.takes[failed].undo(Fate.PARK)
         self._ledger.add(message.member, message.step, message.number, number)
         if message.over:
-            guest.steps.pop(message.step).end()
+            guest.steps.pop(message.step).abandon()
             guest.over.add(message.step)
         kept = {name: store.stamps[name] for name in message.writes if name not in conflicts}
         have = {name: stamp for name, stamp in message.have.items() if name not in kept}

@@ -51,20 +51,26 @@ class Read(NamedTuple):
 
 
 class Enter(NamedTuple):
-    """A step may put something into some queues, though it has taken nothing yet."""
+    """A step may put something into some queues, though it has taken nothing yet; `inside` as in `Take`."""
 
     member: Member
     step: int
     below: int
+    inside: int
     queues: tuple[str, ...]
 
 
 class Take(NamedTuple):
-    """The next item of a source; `number` counts what the step takes."""
+    """The next item of a source; `number` counts what the step takes.
+
+    `inside` is the step that this one is run in, as by a hook, so that the other cannot end before it; 0 if there
+    is none.
+    """
 
     member: Member
     step: int
     below: int
+    inside: int
     number: int
     source: str
 
@@ -82,10 +88,13 @@ class Write(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """All that a step, or a part of it, has done; `number` counts the commits of the step; `over`: this is the last.
+    """All that a step, or a part of it, has done.
 
-    `items` are numbers of `Take`; `puts` the names of queues, each with what is put; `functions` those that the
-    chief has not been sent yet; `have` what the worker has of the variables that its steps read.
+    `number` counts the commits of the step; `over`: this is the last; `owned`: it is a step of a monitored session;
+    `monitored`: it is one of that session's runs, which has a global step; `items` are numbers of `Take`, `parked`
+    those of runs that failed in the step; `puts` the names of queues, each with what is put; `functions` those that
+    the chief has not been sent yet; `have` what the worker has of the variables that its steps read; `states` the
+    sources of which it wants to know how far they are.
     """
 
     member: Member
@@ -93,10 +102,12 @@ class Commit(NamedTuple):
     below: int
     number: int
     over: bool
+    owned: bool
     monitored: bool
     counts: bool
     writes: dict[str, Write]
     items: tuple[int, ...]
+    parked: tuple[int, ...]
     puts: tuple[tuple[str, list[Any]], ...]
     functions: dict[int, bytes]
     have: Stamps

@@ -18,6 +18,7 @@ from asyncstep._graph.graph import GLOBAL_STEP
 from asyncstep._graph.variable import Update
 from asyncstep._runtime.state import SourceState, StateStore
 from asyncstep._runtime.transaction import Fate
+from asyncstep.data.queue_reader import takes_its_own
 from asyncstep.distributed.link import ChiefGoneError
 from asyncstep.distributed.messages import (
     Commit,
@@ -76,7 +77,6 @@ class DistributedStateStore(StateStore):
     __slots__ = (
         "_at",
         "_functions",
-        "_idle",
         "_left",
         "_link",
         "_next_chief",
@@ -117,8 +117,7 @@ class DistributedStateStore(StateStore):
         self._states: dict[str, SourceState] = {}
         self._told: dict[str, None] = {}  # the sources whose state is asked for
         self._at: float = -1.0
-        self._posts = 0
-        self._idle = anyio.Event()
+        self._posts: dict[Post, None] = {}  # those that are on their way, in order
         self._left = False
         self.member: Member = member
         self.when_stopped: Callable[[Stop], None] | None = None
@@ -142,7 +141,9 @@ class DistributedStateStore(StateStore):
         if queues:
             step = self._step_of(transaction)
             step.entered = True
-            known = await self._ask(Enter(self.member, step.number, self._below(), queues))
+            known = await self._ask(
+                Enter(self.member, step.number, self._below(), self._around(transaction), queues)
+            )
             self._sizes.update(known.sizes)
         if missing or (plan.reads and time.monotonic() - self._at > FRESH):
             have = {name: self.stamps.get(name, 0) for name in (*reads, *plan.reads)}
@@ -163,8 +164,7 @@ class DistributedStateStore(StateStore):
     ) -> tuple[int | None, BaseException | None]:
         self.check_accepts(transaction)
         message = self._commit_of(transaction, root, step)
-        post = Post()
-        self._post(message, post)
+        post = self._post(message)
         interruption = await post.settled()
         try:
             if post.error is not None:
@@ -189,10 +189,12 @@ class DistributedStateStore(StateStore):
             self._below(),
             next(own.commits),
             transaction is root,
+            transaction.owner is not None,
             step is not None,
             transaction.counts,
             {name: self._write(name, record) for name, record in transaction.writes.items()},
             tuple(each.number for each in items if isinstance(each, TakenAway)),
+            tuple(each.number for each in transaction.failed_items or () if isinstance(each, TakenAway)),
             tuple((each.queue, each.values) for each in items if isinstance(each, PutAway)),
             dict(self._unsent),
             _positive({name: self.stamps.get(name, 0) for name in (*self._reads, *transaction.writes)}),
@@ -218,6 +220,9 @@ class DistributedStateStore(StateStore):
                 self.values[name], self.stamps[name] = transaction.writes[name].value, -stamp
         self._learn(committed.values)
         self._states.update(committed.states)
+        for each in transaction.failed_items or ():
+            if isinstance(each, TakenAway):
+                each.told = True
         if committed.global_step is not None:
             self.values[GLOBAL_STEP] = max(committed.global_step, self.values[GLOBAL_STEP])
         self.committed = True
@@ -271,7 +276,8 @@ class DistributedStateStore(StateStore):
 
     async def _ask(self, message: Any) -> Any:
         """The answer to a message, where a cancellation may drop it. Checkpoint: always."""
-        await self.flushed()
+        if self._posts:
+            await self._gave_back()
         try:
             answer = await self._link.call(self._seat, message)
         except ChiefGoneError as error:
@@ -298,12 +304,16 @@ class DistributedStateStore(StateStore):
         step.entered = step.entered or queue
         taken = TakenAway(self, step, next(step.takes))
         transaction.hold(taken)
-        reply = await self._ask(Take(self.member, step.number, self._below(), taken.number, source))
+        inside = self._around(transaction)
+        reply = await self._ask(Take(self.member, step.number, self._below(), inside, taken.number, source))
         match reply:
             case Given(value):
                 return value
+            case Ended() if _puts(transaction, source):
+                raise takes_its_own(source)
             case Ended(text):
                 raise OutOfRangeError(text)
+        self.check_open()
         raise AbortedError(f"the chief takes the step for over that asks the source {source!r} for an item")
 
     def size(self, queue: str) -> int:
@@ -317,11 +327,12 @@ class DistributedStateStore(StateStore):
 
     # Messages that nobody waits for, or whose sending no cancellation may end.
 
-    def _post(self, message: Any, post: Post) -> None:
-        self._posts += 1
-        self._link.group.start_soon(
-            self._deliver, message, post, name=f"{type(message).__name__} to the chief"
-        )
+    def _post(self, message: Any) -> Post:
+        post = Post(message)
+        self._posts[post] = None
+        name = f"{type(message).__name__} to the chief"
+        self._link.group.start_soon(self._deliver, message, post, name=name)
+        return post
 
     async def _deliver(self, message: Any, post: Post) -> None:
         try:
@@ -335,39 +346,40 @@ class DistributedStateStore(StateStore):
         finally:
             if post.reply is None and post.error is None:
                 post.error = ChiefGoneError("the program has been cancelled")
+            self._posts.pop(post, None)
             post.ended.set()
-            self._posts -= 1
-            if not self._posts:
-                self._idle.set()
 
     async def flushed(self) -> None:  # noqa: ASYNC910 - it waits if there is something to wait for
-        """Wait until all that was given back has reached the chief. Checkpoint: if there is something."""
-        while self._posts:
-            self._idle = anyio.Event()
-            await self._idle.wait()
+        """Wait until the chief has what was posted so far. Checkpoint: if something has not arrived."""
+        for post in list(self._posts):
+            await post.ended.wait()
+
+    async def _gave_back(self) -> None:  # noqa: ASYNC910 - it waits if there is something to wait for
+        """Wait until the chief has what was given back so far, so that the next item is one of that."""
+        for post in [post for post in self._posts if post.gives_back]:
+            await post.ended.wait()
 
     def close(self) -> None:
         if not self._left:
             self._left = True
-            self._post(Leave(self.member), Post())
+            self._post(Leave(self.member))
         super().close()
 
     def say_idle(self) -> None:
         """The session's loop has ended."""
         if not self.closed:
-            self._post(Idle(self.member), Post())
+            self._post(Idle(self.member))
 
     def give_back(self, step: OwnStep, numbers: tuple[int, ...], fate: Fate, *, over: bool = False) -> None:
         """A step has been rolled back, or is over."""
         if not self.closed:
             message = Undo(self.member, step.number, self._below(), numbers, fate is Fate.PARK, over)
-            self._post(message, Post())
+            self._post(message)
 
     # Steps and functions.
 
     def _step_of(self, transaction: Transaction) -> OwnStep:
-        while transaction.parent is not None:
-            transaction = transaction.parent
+        transaction = root_of(transaction)
         step = self._steps.get(transaction)
         if step is None:
             step = self._steps[transaction] = OwnStep(next(self._numbers))
@@ -376,6 +388,17 @@ class DistributedStateStore(StateStore):
             else:
                 transaction.call_at_end(lambda: self._leave_step(transaction))
         return step
+
+    def _around(self, transaction: Transaction) -> int:
+        """The number of the step that the step of a transaction is run in; 0 if there is none."""
+        root = root_of(transaction)
+        outer = root.outer
+        while outer is not None:
+            step = self._steps.get(root_of(outer))
+            if step is not None and root_of(outer) is not root:
+                return step.number
+            outer = outer.outer
+        return 0
 
     def _leave_step(self, root: Transaction) -> None:
         step = self._steps.pop(root)
@@ -420,13 +443,15 @@ class Post:
     """A message that is sent whatever becomes of who sends it.
 
     Attributes:
+        gives_back: whether it gives items back.
         ended: set when it is answered, or cannot be.
         reply, error: one of them is there then.
     """
 
-    __slots__ = ("ended", "error", "reply")
+    __slots__ = ("ended", "error", "gives_back", "reply")
 
-    def __init__(self) -> None:
+    def __init__(self, message: Any) -> None:
+        self.gives_back: bool = isinstance(message, Undo)
         self.ended: anyio.Event = anyio.Event()
         self.reply: Any = None
         self.error: BaseException | None = None
@@ -492,21 +517,24 @@ class TakenAway:
 
     Attributes:
         number: of the step's take.
+        told: whether the chief knows what has become of it.
     """
 
-    __slots__ = ("_step", "_store", "number")
+    __slots__ = ("_step", "_store", "number", "told")
 
     def __init__(self, store: DistributedStateStore, step: OwnStep, number: int) -> None:
         self._store = store
         self._step = step
         self.number: int = number
+        self.told: bool = False
 
     def done(self) -> None:
         """The commit has told the chief."""
 
     def undone(self, fate: Fate) -> None:
         """The step has been rolled back."""
-        self._store.give_back(self._step, (self.number,), fate)
+        if not self.told:
+            self._store.give_back(self._step, (self.number,), fate)
 
 
 class PutAway:
@@ -528,6 +556,22 @@ class PutAway:
 
     def undone(self, _: Fate) -> None:
         """The chief was not told."""
+
+
+def root_of(transaction: Transaction) -> Transaction:
+    """The transaction of the step that one is a part of."""
+    while transaction.parent is not None:
+        transaction = transaction.parent
+    return transaction
+
+
+def _puts(transaction: Transaction | None, queue: str) -> bool:
+    """Whether a step has put something into a queue and not committed it."""
+    while transaction is not None:
+        if any(isinstance(each, PutAway) and each.queue == queue for each in transaction.items or ()):
+            return True
+        transaction = transaction.parent
+    return False
 
 
 def ended(store: StateStore | None = None) -> SessionClosedError:

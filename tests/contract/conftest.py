@@ -31,12 +31,37 @@ STATE_TOO = frozenset(
 )
 """The modules whose tests are run on a distributed state, too."""
 
+RESTORED = "a session whose state is elsewhere cannot be restored; see tests/unit/distributed"
+LOOKS_INTO = (
+    "what a worker knows of its variables is as of another instant than what the chief tells of a source"
+)
+OTHER_PROCESS = "an error that comes from another process is not the same object"
+HERE_ONLY = {
+    "test_with_strict_off_what_both_have_is_restored": RESTORED,
+    "test_a_step_that_was_under_way_cannot_commit_into_a_restored_state": RESTORED,
+    "test_a_step_cannot_restore_what_it_is_a_part_of": RESTORED,
+    "test_a_creator_serves_another_session_after_work_could_not_be_recovered": RESTORED,
+    "test_a_restore_in_the_middle_puts_the_queue_back": RESTORED,
+    "test_no_task_ever_sees_a_part_of_a_commit": LOOKS_INTO,
+    "test_a_state_agrees_with_what_is_committed_at_that_instant": LOOKS_INTO,
+    "test_an_error_of_the_iterable_is_raised_and_not_taken_for_the_end": OTHER_PROCESS,
+    "test_an_error_of_the_items_is_raised_by_the_step_that_would_get_the_item": OTHER_PROCESS,
+    "test_an_interrupt_in_a_thread_is_raised_by_the_step_that_would_get_the_item": (
+        "an interrupt ends the program that it comes to, which is the chief's"
+    ),
+    "test_a_session_closes_under_a_step_that_waits_for_a_source": (
+        "the chief takes the question back, and so closes the iterator, as soon as the worker has left"
+    ),
+}
+"""The tests in them that are of a state in this process only, and why."""
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each test of them, with both kinds of state."""
     name = metafunc.module.__name__.rpartition(".")[2]
     if name in STATE_TOO and "anyio_backend" in metafunc.fixturenames:
-        metafunc.parametrize("state", ["here", "chief"], indirect=True)
+        kinds = ["here"] if metafunc.function.__name__ in HERE_ONLY else ["here", "chief"]
+        metafunc.parametrize("state", kinds, indirect=True)
 
 
 @pytest.fixture(autouse=True)
