@@ -36,7 +36,10 @@ LOOKS_INTO = (
     "what a worker knows of its variables is as of another instant than what the chief tells of a source"
 )
 OTHER_PROCESS = "an error that comes from another process is not the same object"
+ARRIVAL = "what two steps are told at once arrives in either order"
 HERE_ONLY = {
+    "test_what_is_given_back_goes_to_a_step_that_waits_while_another_reads": ARRIVAL,
+    "test_unique_puts_each_item_once": ARRIVAL,
     "test_with_strict_off_what_both_have_is_restored": RESTORED,
     "test_a_step_that_was_under_way_cannot_commit_into_a_restored_state": RESTORED,
     "test_a_step_cannot_restore_what_it_is_a_part_of": RESTORED,
