@@ -10,6 +10,7 @@ import pytest
 from distributed import LocalCluster
 
 from asyncstep.distributed import TaskInfo, alaunch, launch
+from asyncstep.distributed.engine import JobEngine
 
 BACKENDS = ["asyncio", "uvloop", "trio"]
 
@@ -45,10 +46,11 @@ def test_programs_talk_to_the_seat(cluster: LocalCluster, backend: str) -> None:
     """What a member sends to the seat is received by the program that has taken it, and answered to the member."""
 
     async def program(task: TaskInfo) -> Any:
-        from asyncstep.distributed.link import current_link
+        from asyncstep._monitored.company import current_engine  # a context variable cannot be sent
 
-        link = current_link.get()
-        assert link is not None
+        engine = current_engine.get()
+        assert isinstance(engine, JobEngine)
+        link = engine.link
         news = anyio.Event()
 
         def hear() -> None:
