@@ -5,16 +5,28 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from distributed import Client, LocalCluster
+from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.deploy import Cluster
 
-from asyncstep.errors import FailedPreconditionError, InvalidTypeError, UnavailableError, kind_of
+from asyncstep.distributed.deaf import Deaf, deaf_loop
+from asyncstep.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    UnavailableError,
+    kind_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from distributed.utils import LoopRunner
 
 
 def check_cluster(cluster: Any) -> None:
@@ -22,6 +34,7 @@ def check_cluster(cluster: Any) -> None:
 
     Raises:
         InvalidTypeError: it is none of those that `launch` takes.
+        InvalidArgumentError: it is a string that is no address.
     """
     if isinstance(cluster, Client | Cluster) and cluster.asynchronous:
         raise InvalidTypeError(
@@ -33,6 +46,15 @@ def check_cluster(cluster: Any) -> None:
             "cluster must be None, the address of a Dask scheduler, a Dask client or a Dask cluster,"
             f" not {kind_of(cluster)}"
         )
+    if isinstance(cluster, str):
+        try:
+            scheme, location = parse_address(cluster)
+            if scheme != "inproc":
+                parse_host_port(location)
+        except ValueError as error:
+            raise InvalidArgumentError(
+                f"cluster must be the address of a Dask scheduler, such as tcp://host:8786, not {cluster!r}: {error}"
+            ) from None
 
 
 @contextmanager
@@ -45,7 +67,11 @@ def connected(cluster: Any, workers: int) -> Iterator[Client]:
     if isinstance(cluster, Client):
         yield cluster
     elif cluster is None:
-        with _local_cluster(workers) as local, Client(local, set_as_default=False) as client:
+        with (
+            deaf_loop() as runner,
+            _ended(_local_cluster(workers, runner)) as local,
+            Client(local, set_as_default=False) as client,
+        ):
             yield client
     else:
         with _client(cluster) as client:
@@ -60,7 +86,20 @@ def _client(cluster: str | Cluster) -> Client:
         raise UnavailableError(f"no Dask scheduler could be reached at {address}: {error}") from error
 
 
-def _local_cluster(workers: int) -> LocalCluster:
+@contextmanager
+def _ended(local: LocalCluster) -> Iterator[LocalCluster]:
+    """Close a cluster of processes, which end also where the closing is interrupted."""
+    try:
+        with local:
+            yield local
+    except BaseException:
+        for process in list(local.workers.values()):
+            if process.pid is not None:
+                os.kill(process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+        raise
+
+
+def _local_cluster(workers: int, runner: LoopRunner) -> LocalCluster:
     """Processes on this machine, as many as it has processors, but not more than there are programs."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise FailedPreconditionError(
@@ -68,17 +107,26 @@ def _local_cluster(workers: int) -> LocalCluster:
             ' if __name__ == "__main__":'
         )
     processes = min(workers, os.cpu_count() or 1)
-    try:
-        return LocalCluster(
+    # In a thread, because half a cluster cannot be closed: who is interrupted here waits until it is whole.
+    with ThreadPoolExecutor(1) as thread:
+        starting = thread.submit(
+            LocalCluster,
             n_workers=processes,
             threads_per_worker=-(-workers // processes),
             processes=True,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # a free port; the usual one may be another's
             silence_logs=logging.ERROR,
+            loop=runner.loop,
+            plugins=(Deaf(),),
         )
-    except (OSError, RuntimeError) as error:
-        raise UnavailableError(
-            "the processes of a local cluster could not be started; is launch called under"
-            f' if __name__ == "__main__": ? ({error})'
-        ) from error
+        try:
+            return starting.result()
+        except (OSError, RuntimeError) as error:
+            raise UnavailableError(
+                "the processes of a local cluster could not be started; is launch called under"
+                f' if __name__ == "__main__": ? ({error})'
+            ) from error
+        except BaseException:
+            starting.result().close()
+            raise
