@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
+from asyncstep._monitored.company import current_engine
 from asyncstep._monitored.hook import SessionRunHook
 from asyncstep._monitored.stop import StopKind, StopReason
 from asyncstep._runtime.pace import runs_on_asyncio
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
     Interrupt = Callable[[FrameType | None], None]
 
+logger: logging.Logger = logging.getLogger("asyncstep")
+
 
 class SignalHook(SessionRunHook):
     """The first signal stops the session; the second interrupts it at once (contract C6).
@@ -29,7 +33,9 @@ class SignalHook(SessionRunHook):
     After the first, steps in flight finish and commit. The second cancels the task that opened the
     session, or raises KeyboardInterrupt in the main task, whichever the event loop does on Ctrl-C; the
     session is closed all the same. Where several sessions listen, a signal reaches each of them. The
-    former handlers are put back when the last of them is closed.
+    former handlers are put back when the last of them is closed. In a program that
+    `asyncstep.distributed.launch` runs, which has a thread of its process, it does nothing: there the command
+    ``asyncstep launch`` takes the signals.
 
     Args:
         signals: which signals.
@@ -52,6 +58,11 @@ class SignalHook(SessionRunHook):
         if self._listener is not None:
             return  # a recovery
         if threading.current_thread() is not threading.main_thread():
+            if current_engine.get() is not None:
+                logger.info(
+                    "launch takes the signals of its programs, and passes them on; SignalHook takes none here"
+                )
+                return
             raise FailedPreconditionError("SignalHook needs a session that is opened in the main thread")
         self._listener = listener = _Listener(coord)
         coord.call_when_closed(self._leave)
