@@ -20,6 +20,7 @@ import click
 from asyncstep import Error, StopKind, demo
 from asyncstep.checkpoint_commands import list_command, show_command, verify_command
 from asyncstep.hooks import SignalHook, TraceHook
+from asyncstep.launch_command import launch_command
 from asyncstep.terminal import print_lines
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def main() -> None:
 main.add_command(list_command)
 main.add_command(show_command)
 main.add_command(verify_command)
+main.add_command(launch_command)
 
 
 @main.command("demo")

@@ -51,6 +51,7 @@ class LaunchedJob:
         self._lease = lease
         self._futures: dict[int, Future] = {}
         self._version = -1
+        self._created = asyncio.Event()
 
     async def run(self) -> list[Outcome]:
         """Start the programs, and wait for their ends; how each has ended, by index.
@@ -59,7 +60,10 @@ class LaunchedJob:
             FailedPreconditionError: the cluster is not fit for it.
             UnavailableError: the scheduler is gone.
         """
-        addresses = await self._create()
+        try:
+            addresses = await self._create()
+        finally:
+            self._created.set()
         follow = asyncio.create_task(self._follow())
         programs: asyncio.Future[list[Outcome]] = asyncio.gather(
             *(self._see_through(index, addresses[index % len(addresses)]) for index in range(self._workers))
@@ -79,10 +83,12 @@ class LaunchedJob:
 
     async def stop(self, kind: str, message: str, origin: str) -> None:
         """Have the sessions of all programs stop."""
+        await self._created.wait()
         await self._ask("stop", kind=kind, message=message, origin=origin)
 
     async def cancel(self) -> None:
         """Have all programs cancelled, and no other started."""
+        await self._created.wait()
         await self._ask("cancel")
 
     async def _create(self) -> list[list[str] | None]:

@@ -70,21 +70,44 @@ def launch(
     """
     check_launch(program, cluster, workers, backend, timeout)
     with connected(cluster, workers) as client:
-        job = make_job(client, program, workers, backend)
-        running = start(client, job.run())
-        try:
-            done = concurrent.futures.wait([running], timeout).done
-        except BaseException:
-            start(client, job.cancel())
-            try:
-                concurrent.futures.wait([running])
-            finally:
-                running.cancel()
-            raise
+        return Running(client, make_job(client, program, workers, backend)).finish(timeout)
+
+
+class Running:
+    """A launch that is under way, for the thread that waits for it.
+
+    Args:
+        client: the Dask client, which is open.
+        job: the programs, which are started now.
+    """
+
+    def __init__(self, client: Client, job: LaunchedJob) -> None:
+        self._client = client
+        self._job = job
+        self._outcomes: Future[list[Outcome]] = start(client, job.run())
+
+    def stop(self, kind: str, message: str, origin: str) -> None:
+        """Have the sessions of all programs stop. Does not wait, so a signal handler may call it."""
+        start(self._client, self._job.stop(kind, message, origin))
+
+    def finish(self, timeout: float | None) -> list[Any]:
+        """Wait for the ends of the programs; what they have returned, or the error, as `launch` does it."""
+        done = self._ended_within(timeout)
         if not done:
-            start(client, job.cancel())
-            concurrent.futures.wait([running])
-        return results(running.result(), None if done else timeout)
+            start(self._client, self._job.cancel())
+            self._ended_within(None)
+        return results(self._outcomes.result(), None if done else timeout)
+
+    def _ended_within(self, timeout: float | None) -> bool:
+        try:
+            return bool(concurrent.futures.wait([self._outcomes], timeout).done)
+        except BaseException:
+            start(self._client, self._job.cancel())
+            try:
+                concurrent.futures.wait([self._outcomes])
+            finally:
+                self._outcomes.cancel()
+            raise
 
 
 async def alaunch(
@@ -147,9 +170,14 @@ def make_job(client: Client, program: Program, workers: int, backend: str) -> La
     """The job of a launch, which is not started yet."""
     name = getattr(program, "__name__", type(program).__name__)
     lease = float(dask.config.get("asyncstep.lease", 30))
-    return LaunchedJob(
-        client, cloudpickle.dumps(program), name, workers=workers, backend=backend, lease=lease
-    )
+    try:
+        pickled = cloudpickle.dumps(program)
+    except Exception as error:  # pickle says so in many ways
+        raise InvalidTypeError(
+            f"{name} cannot be sent to other processes with cloudpickle: {error}; make in the program what cannot be"
+            " sent, or put the program into a module that every process can import"
+        ) from error
+    return LaunchedJob(client, pickled, name, workers=workers, backend=backend, lease=lease)
 
 
 def start(client: Client, coroutine: Any) -> Future[Any]:
