@@ -111,7 +111,7 @@ class DaskLink:
         await self._in_dask(self._line.ask, "end")
 
     def report_progress(self, step: int) -> None:
-        """Let the registry know, now and then, how far the job is: what makes no progress is given up some day."""
+        """Let the registry know how far the job is: what makes no progress is given up some day."""
         self._dask.call(self._line.spawn, _ignore, partial(self._line.ask, "advance", step=step))
 
     async def call(self, seat: Seat, message: Any) -> Any:
@@ -226,6 +226,7 @@ def _view_of(view: dict[str, Any]) -> JobView:
         ended=view["ended"],
         lives=view["lives"],
         done=frozenset(view["done"]),
+        progress=view["progress"],
     )
 
 

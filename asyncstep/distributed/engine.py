@@ -13,6 +13,7 @@ import anyio
 
 from asyncstep._monitored.stop import StopKind, StopReason
 from asyncstep._runtime.session import Session
+from asyncstep._runtime.snapshot import global_step
 from asyncstep.distributed.chief import Chief
 from asyncstep.distributed.ledger import LEDGER, Ledger
 from asyncstep.distributed.link import ChiefGoneError
@@ -39,6 +40,9 @@ logger: logging.Logger = logging.getLogger("asyncstep")
 
 KEPT_KINDS = (StopKind.SIGNAL, StopKind.ERROR, StopKind.CANCELLED)
 """The stops for which nobody is waited for that has not begun yet."""
+
+REPORT_SECS = 1.0
+"""Seconds between two reports of the job's progress."""
 
 CHIEF_ENDED = ("requested", "the chief's session has ended", "the chief")
 
@@ -234,9 +238,19 @@ class Leading(Listening):
         self._over = False
 
     async def begin(self, life: Life) -> None:
-        """Take the seat: workers may join. Checkpoint: always."""
+        """Take the seat: workers may join. Checkpoint: always.
+
+        Raises:
+            FailedPreconditionError: the job has come further before, and this begins anew (contract V5).
+        """
         engine, link = self._engine, self._engine.link
         engine.own(life, self)
+        if link.view.progress and self._session.store.restored_step is None:
+            raise FailedPreconditionError(
+                f"the chief of {engine.master} was started again after step {link.view.progress}, and there is no"
+                " checkpoint to go on from; the committed steps would be thrown away silently, so the job is not"
+                " started again (give checkpoint_dir, and save more often than processes die)"
+            )
         life.stateful_hooks[LEDGER] = engine.ledger
         if LEDGER in self._session.store.restored_hooks:
             engine.ledger.load_state_dict(self._session.store.restored_hooks[LEDGER])
@@ -244,6 +258,19 @@ class Leading(Listening):
         link.group.start_soon(self._serve, name="the chief")
         self._seat = await link.take_seat(self._receive)
         self._listen(life)
+        link.group.start_soon(self._report_progress, name="the chief's progress")
+
+    async def _report_progress(self) -> None:
+        """Tell how far the job is, at the first commit and then once a second if there are more."""
+        store, reported = self._session.store, 0
+        while not store.closed and self._session.store is store:
+            step = global_step(store)
+            if store.committed and step > reported:
+                reported = step
+                self._engine.link.report_progress(step)
+                await anyio.sleep(REPORT_SECS)
+            else:
+                await store.changed()
 
     def _receive(self, message: Any, answer: Callable[[Any], None]) -> None:
         self._inbox.append((message, answer))

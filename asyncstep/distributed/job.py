@@ -82,6 +82,7 @@ class Job:
             "lives": {life.index: number for number, life in self._lives.items()},
             "done": sorted(self._done),
             "cancelled": self.cancelled,
+            "progress": self.progress,
         }
 
     def starts(self, index: int) -> int:
@@ -197,7 +198,7 @@ class Job:
             self.version += 1
 
     def advance(self, step: int) -> None:
-        """The job has come to a step."""
+        """The job has come to a step. That is no news: who starts later learns of it."""
         self.progress = max(self.progress, step)
 
     def _begin(self, index: int, address: str, now: float) -> int:

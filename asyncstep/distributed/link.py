@@ -43,6 +43,7 @@ class JobView:
         ended: whether the chief's session has ended for good, so that there will be no other chief.
         lives: of each index whose program is running: the number of that life of it, see `Link.life`.
         done: the indices whose programs have ended for good.
+        progress: the highest global step that was reported when this view was made; 0 if none was.
     """
 
     version: int = 0
@@ -51,6 +52,7 @@ class JobView:
     ended: bool = False
     lives: Mapping[int, int] = field(default_factory=dict)
     done: frozenset[int] = frozenset()
+    progress: int = 0
 
 
 class ChiefGoneError(UnavailableError):
@@ -97,6 +99,9 @@ class Link(Protocol):
 
     async def report_end(self) -> None:
         """Let all programs know that the chief's session has ended for good. Checkpoint: always."""
+
+    def report_progress(self, step: int) -> None:
+        """Let the job's registry know which global step the chief has come to; does not wait."""
 
     async def call(self, seat: Seat, message: Any) -> Any:
         """Send a message, and get the answer to it.

@@ -154,6 +154,9 @@ class LoopbackLink:
         await anyio.lowlevel.checkpoint()
         self.job.change(ended=True)
 
+    def report_progress(self, step: int) -> None:
+        self.job.view = dataclasses.replace(self.view, progress=max(step, self.view.progress))
+
     async def call(self, seat: Seat, message: Any) -> Any:
         job = self.job
         frozen = cloudpickle.dumps(message)
