@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks import checkpoints, graphs, hooks, page, peers, scale, sources, steps, summaries
+from benchmarks import checkpoints, cluster, graphs, hooks, page, peers, scale, sources, steps, summaries
 from benchmarks.measure import Figure, on_each_backend
 
 MODULES = {
@@ -16,6 +16,7 @@ MODULES = {
     "checkpoints": checkpoints,
     "hooks": hooks,
     "summaries": summaries,
+    "cluster": cluster,
     "peers": peers,
 }
 

@@ -17,6 +17,12 @@ from benchmarks import chart
 from benchmarks.measure import BACKENDS, Figure, read
 
 CHART = Path("images", "speed.svg")
+MARKS = {"hook": "hooks", "peer": "peers", "P12": "message", "cluster": "cluster", "chief": "chief"}
+"""How the subjects begin that are in other tables than the first."""
+
+MANY = 1_000
+"""So many workers, the table of the chief tells of."""
+
 VERSIONS = (
     "anyio",
     "uvloop",
@@ -24,6 +30,7 @@ VERSIONS = (
     "apache-burr",
     "apache-hamilton",
     "dask",
+    "distributed",
     "langgraph",
     "pytorch-ignite",
     "tensorflow-cpu",
@@ -42,7 +49,7 @@ def main() -> None:
 def write(page: Path, figures: Sequence[Figure]) -> None:
     """Put the figures into a page. What none of them belongs to stays as it was, whether a table or the chart."""
     text = _replaced(page.read_text(), "machine", machine() + "\n")
-    for mark, cell in (("figures", _compared), ("hooks", _added), ("peers", _both)):
+    for mark, cell in CELLS.items():
         if chosen := [figure for figure in figures if _where(figure) == mark]:
             text = _replaced(text, mark, table(chosen, cell))
     page.write_text(text)
@@ -54,7 +61,7 @@ def _where(figure: Figure) -> str:
     """The mark of the table that a figure belongs to; what is drawn only has none."""
     if re.match(r"hooks +\d", figure.subject):
         return ""
-    return {"hook": "hooks", "peer": "peers"}.get(figure.subject.split()[0], "figures")
+    return MARKS.get(figure.subject.split()[0], "figures")
 
 
 def table(figures: Iterable[Figure], cell: Callable[[Figure], str]) -> str:
@@ -70,7 +77,7 @@ def table(figures: Iterable[Figure], cell: Callable[[Figure], str]) -> str:
         for column, backend in enumerate(BACKENDS):
             if backend in row and not row[backend].reached:
                 cells[column] = f"**{cells[column]}**"
-        name = " ".join(re.sub(r"^(peer|hook) ", "", subject).split())
+        name = " ".join(re.sub(rf"^({'|'.join(MARKS)}) ", "", subject).split())
         lines.append(_line([name, *cells, *[goals[subject] for _ in last]]))
     return "\n".join(lines) + "\n"
 
@@ -119,6 +126,17 @@ def _both(figure: Figure) -> str:
     return f"{_amount(figure.reference, figure.measure)} / {_amount(figure.took, figure.measure)}"
 
 
+def _rate(figure: Figure) -> str:
+    """Steps a second, and how much of it is of what was to be had."""
+    return f"{1e6 / figure.took:,.0f}/s ({figure.reference / figure.took:.0%})"
+
+
+def _limit(figure: Figure) -> str:
+    """The chief's time, how many of these a second it has, and the steps that keep as many workers busy as that."""
+    shortest = _amount(MANY * figure.took, figure.measure)
+    return f"{_amount(figure.took, figure.measure)}, {1e6 / figure.took:,.0f}/s, {shortest}"
+
+
 def _goal(figure: Figure) -> str:
     if figure.goal is None:
         return ""
@@ -129,6 +147,17 @@ def _amount(value: float, measure: str) -> str:
     if measure == "us" and value >= 1_000:
         value, measure = value / 1_000, "ms"
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {measure}"
+
+
+CELLS = {
+    "figures": _compared,
+    "hooks": _added,
+    "peers": _both,
+    "message": _compared,
+    "cluster": _rate,
+    "chief": _limit,
+}
+"""What the cells of a table say, by its mark in the page."""
 
 
 if __name__ == "__main__":
