@@ -12,8 +12,8 @@ import asyncstep
 HERE = Path(__file__).parent
 
 
-def start(*args: object) -> subprocess.Popen[str]:
-    """Start ``python ARG...``."""
+def start(*args: object, group: int | None = None) -> subprocess.Popen[str]:
+    """Start ``python ARG...``, in that process group: 0 for one of its own."""
     environment = {**os.environ, "PYTHONPATH": str(Path(asyncstep.__file__).parent.parent)}
     return subprocess.Popen(
         [sys.executable, *map(str, args)],
@@ -21,6 +21,7 @@ def start(*args: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        process_group=group,
     )
 
 

@@ -57,3 +57,13 @@ def difference(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
         for section in ("step", "variables", "sources", "tracked", "hooks")
         if repr(expected[section]) != repr(found[section])
     ] or ["the files of the checkpoints differ"]
+
+
+def disagreements(expected: Path, found: Path) -> list[str]:
+    """Where the newest checkpoints of two directories differ in what steps have done, whoever did them."""
+    one, other = state(expected), state(found)
+    return [
+        f"the {section} of the run that was killed are {other[section]}, not {one[section]}"
+        for section in ("step", "variables", "sources")
+        if repr(one[section]) != repr(other[section])
+    ]
