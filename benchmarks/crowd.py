@@ -57,7 +57,23 @@ class Member:
         writes = {variable: Write(None, 0, ((1, (1,)),))}
         have = {GLOBAL_STEP: 0, variable: 0}
         reply = await self._ask(
-            Commit(self._member, step, step, 1, True, True, True, writes, (), (), functions, have, ())
+            Commit(
+                self._member,
+                step,
+                below=step,
+                number=1,
+                over=True,
+                owned=True,
+                monitored=True,
+                counts=True,
+                writes=writes,
+                items=(),
+                parked=(),
+                puts=(),
+                functions=functions,
+                have=have,
+                states=(),
+            )
         )
         assert isinstance(reply, Committed), reply
 

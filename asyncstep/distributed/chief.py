@@ -196,7 +196,7 @@ class Chief:
             guest.over = {number for number in guest.over if number >= message.below}
             self._ledger.forget(message.member, message.below)
             for number in [number for number in guest.steps if number < message.below]:
-                guest.steps.pop(number).end()
+                guest.steps.pop(number).abandon()
         if message.step < guest.below or message.step in guest.over:
             return None
         step = guest.steps.get(message.step)

@@ -356,7 +356,7 @@ class DistributedStateStore(StateStore):
 
     async def _gave_back(self) -> None:  # noqa: ASYNC910 - it waits if there is something to wait for
         """Wait until the chief has what was given back so far, so that the next item is one of that."""
-        for post in [post for post in self._posts if post.gives_back]:
+        for post in [post for post in self._posts if post.step is not None]:
             await post.ended.wait()
 
     def close(self) -> None:
@@ -406,10 +406,13 @@ class DistributedStateStore(StateStore):
             self.give_back(step, (), Fate.GIVE_AGAIN, over=True)
 
     def _below(self) -> int:
-        """The lowest number of a step that is under way."""
-        for step in self._steps.values():
-            return step.number
-        return next(self._numbers)
+        """The lowest number of a step that is under way, or of which the chief may not know yet that it is not.
+
+        What a step has given back may be on its way longer than what a later step sends.
+        """
+        lowest = [post.step for post in self._posts if post.step is not None]
+        lowest += [step.number for step in itertools.islice(self._steps.values(), 1)]
+        return min(lowest) if lowest else next(self._numbers)
 
     def _number_of(self, name: str, function: Callable[..., Any]) -> int:
         known = self._functions.get(id(function))
@@ -443,15 +446,15 @@ class Post:
     """A message that is sent whatever becomes of who sends it.
 
     Attributes:
-        gives_back: whether it gives items back.
+        step: the number of the step that gives something back by it; None if it is no such message.
         ended: set when it is answered, or cannot be.
         reply, error: one of them is there then.
     """
 
-    __slots__ = ("ended", "error", "gives_back", "reply")
+    __slots__ = ("ended", "error", "reply", "step")
 
     def __init__(self, message: Any) -> None:
-        self.gives_back: bool = isinstance(message, Undo)
+        self.step: int | None = message.step if isinstance(message, Undo) else None
         self.ended: anyio.Event = anyio.Event()
         self.reply: Any = None
         self.error: BaseException | None = None
