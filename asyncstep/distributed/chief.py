@@ -287,11 +287,11 @@ class Chief:
         return Known({}, {name: queue.size() for name, queue in queues.items()}, {})
 
     def _undo(self, message: Undo, guest: Guest) -> Done:
-        step = guest.steps.get(message.step)
-        if step is None:
-            if message.step >= guest.below:
-                guest.over.add(message.step)  # what it took is still on its way here
+        if message.step < guest.below or message.step in guest.over:
             return Done()
+        step = guest.steps.get(message.step)
+        if step is None:  # what it took is still on its way here
+            step = guest.steps[message.step] = GuestStep(Transaction(self._store, None, None))
         for number in message.numbers:
             step.undone.add(number)
             taking = step.takes.get(number)
