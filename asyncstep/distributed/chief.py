@@ -209,9 +209,10 @@ class Chief:
     def _commit(self, message: Commit, guest: Guest, store: LocalStateStore) -> Any:
         found = self._ledger.find(message.member, message.step, message.number)
         step = self._step(message, guest)
-        if found is not None or step is None:
-            number = None if found is None else found[0]
-            return Committed(number, {}, _newer(store, message.have), self._states(message.states))
+        if found is not None:
+            return Committed(found[0], {}, _newer(store, message.have), self._states(message.states))
+        if step is None:
+            return Gone("the chief takes the step for over that is committed")
         for key, pickled in message.functions.items():
             guest.functions[key] = pickle.loads(pickled)
         part = Transaction(store, step.root, None, None)
