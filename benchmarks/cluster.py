@@ -89,7 +89,7 @@ async def two_processes() -> AsyncIterator[LocalCluster]:
     """Two Dask workers; of a launch there, the programs of even indices run on the first, with the chief."""
     from distributed import LocalCluster
 
-    start = partial(LocalCluster, n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None)
+    start = partial(LocalCluster, n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=":0")
     cluster = await anyio.to_thread.run_sync(start)
     try:
         yield cluster

@@ -24,7 +24,7 @@ def cluster() -> Iterator[LocalCluster]:
         processes=False,
         protocol="tcp",
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address=":0",
     ) as cluster:
         yield cluster
 
