@@ -41,6 +41,9 @@ logger: logging.Logger = logging.getLogger("asyncstep")
 KEPT_KINDS = (StopKind.SIGNAL, StopKind.ERROR, StopKind.CANCELLED)
 """The stops for which nobody is waited for that has not begun yet."""
 
+CHIEF_INDEX = 0
+"""The program that `TaskInfo.is_chief` is true of."""
+
 REPORT_SECS = 1.0
 """Seconds between two reports of the job's progress."""
 
@@ -76,7 +79,7 @@ class JobEngine:
         session = Session(graph)
         after = -1
         with anyio.move_on_after(max_wait):
-            while not self.link.view.ended:
+            while not self._has_had_its_chief:
                 seat = await self.next_seat(after)
                 if seat is None:
                     break
@@ -85,7 +88,7 @@ class JobEngine:
                     session.store = store
                     return session, Following(self, store)
                 after = seat.epoch
-        if self.link.view.ended:
+        if self._has_had_its_chief:
             return session, Late(self, session)
         raise DeadlineExceededError(
             f"there is no chief of {self.master} after max_wait={max_wait:g} s, in which the program of index 0 has"
@@ -119,6 +122,12 @@ class JobEngine:
             return seat
         raise DeadlineExceededError(f"there is no other chief of {self.master} after max_wait={max_wait:g} s")
 
+    @property
+    def _has_had_its_chief(self) -> bool:
+        """Whether there will be no other one: its session has ended for good, or its program has, as by an error."""
+        view = self.link.view
+        return view.ended or (view.seat is None and CHIEF_INDEX in view.done)
+
     async def next_seat(self, after: int) -> Seat | None:
         """Wait for a chief with a higher epoch; None if there will be none any more. Checkpoint: always."""
         await anyio.lowlevel.checkpoint()
@@ -129,7 +138,7 @@ class JobEngine:
                 if self.link.failure is not None:
                     raise self.link.failure
                 view = self.link.view
-                if view.ended:
+                if self._has_had_its_chief:
                     return None
                 if view.seat is not None and view.seat.epoch > after:
                     return view.seat

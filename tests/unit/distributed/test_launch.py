@@ -9,6 +9,7 @@ import anyio
 import pytest
 from distributed import LocalCluster
 
+import asyncstep
 from asyncstep.distributed import TaskInfo, alaunch, launch
 from asyncstep.distributed.engine import JobEngine
 
@@ -87,3 +88,37 @@ async def test_alaunch_is_launch_awaited(cluster: LocalCluster) -> None:
         return task.index
 
     assert await alaunch(program, cluster, workers=2, backend="trio") == [0, 1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nobody_waits_for_a_chief_that_has_failed(cluster: LocalCluster, backend: str) -> None:
+    """X: where its program fails before its session is open, the others' end, and the error leaves bare."""
+
+    async def program(task: TaskInfo) -> None:
+        if task.is_chief:
+            raise ValueError("no session")
+        with asyncstep.Graph():
+            session = asyncstep.MonitoredTrainingSession(task.master, is_chief=False)
+        async with session:
+            await session.run(asyncstep.group())
+
+    with pytest.raises(ValueError, match="no session") as caught:
+        launch(program, cluster, workers=3, backend=backend)
+    assert caught.value.__notes__[0].startswith("in the program of worker 0 of 3 on tcp://")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_chief_that_has_no_session_is_not_waited_for(cluster: LocalCluster, backend: str) -> None:
+    """X: its program has ended well, and the others' sessions are stopped."""
+
+    async def program(task: TaskInfo) -> str | None:
+        if task.is_chief:
+            return None
+        with asyncstep.Graph():
+            session = asyncstep.MonitoredTrainingSession(task.master, is_chief=False)
+        async with session:
+            await session.run(asyncstep.group())
+        return str(session.stop_reason)
+
+    results = launch(program, cluster, workers=2, backend=backend)
+    assert "the chief's session has ended" in results[1]
