@@ -79,6 +79,7 @@ class ProgressHook(SessionRunHook):
     async def after_create_session(self, session: Session, coord: Coordinator) -> None:
         """Begin where the session is, also after a recovery."""
         self._bound, self._checkpoints = shared(coord, Bound), shared(coord, Checkpoints)
+        self._session = session
         self._step = global_step(session.store)
         self._pace = Pace(time.monotonic(), self._step)
         self._sampler.restart()
@@ -97,11 +98,11 @@ class ProgressHook(SessionRunHook):
         step = run_values.global_step
         assert step is not None
         assert self._display is not None
-        self._step = max(self._step, step)
         if self._fetches is not None and self._sampler.shows(run_context, step)[0]:
             self._values = run_values.results
         now = time.monotonic()
         if self._display.is_due(now):
+            self._note_step()
             self._pace.note(now, self._step)
             self._display.show(self._progress(now))
 
@@ -120,10 +121,15 @@ class ProgressHook(SessionRunHook):
             checkpoint=self._checkpoints.newest_step,
         )
 
+    def _note_step(self) -> None:
+        """Take the step from the state: the steps of other programs that share it count, too."""
+        self._step = max(self._step, global_step(self._session.store))
+
     def _close(self) -> None:
         """The session has ended: the last thing that is written."""
         display, self._display = self._display, None
         if display is not None:
+            self._note_step()
             display.close(self._progress(time.monotonic(), over=True))
 
 
