@@ -20,7 +20,7 @@ import click
 from asyncstep import Error, StopKind, demo
 from asyncstep.checkpoint_commands import list_command, show_command, verify_command
 from asyncstep.hooks import SignalHook, TraceHook
-from asyncstep.launch_command import launch_command
+from asyncstep.launch_command import launch_command, run_launched
 from asyncstep.terminal import print_lines
 
 if TYPE_CHECKING:
@@ -73,9 +73,16 @@ main.add_command(launch_command)
     "--trace",
     metavar="FILE",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    help="Write to FILE what was done when, for https://ui.perfetto.dev or chrome://tracing.",
+    help="Write to FILE what was done when, for https://ui.perfetto.dev or chrome://tracing; in a cluster what the"
+    " first worker did.",
 )
 @click.option("--progress/--no-progress", default=True, help="Say on stderr how many files are done.")
+@click.option(
+    "--cluster",
+    metavar="local|ADDRESS",
+    help="Let each worker be a program of its own: in processes of this machine, or on the Dask cluster at ADDRESS,"
+    " whose machines have the same files; progress is shown where the first worker is.",
+)
 def run_demo(
     workers: int,
     backend: str,
@@ -83,6 +90,7 @@ def run_demo(
     directory: Path | None,
     trace: Path | None,
     progress: bool,
+    cluster: str | None,
 ) -> None:
     """Count lines, tokens, functions, classes and names in the standard library of this Python.
 
@@ -94,12 +102,19 @@ def run_demo(
     where = (root or Path(sysconfig.get_path("stdlib"))).resolve()
     try:
         files = python_files(where)
-        hooks: list[SessionRunHook] = [] if trace is None else [TraceHook(trace)]
-        hooks.append(SignalHook())
-        if progress:
-            hooks.append(demo.progress(len(files)))
-        job = partial(demo.count, where, files, workers=workers, hooks=hooks, directory=directory)
-        values, reason = anyio.run(job, backend=backend)
+        if cluster is None:
+            hooks: list[SessionRunHook] = [] if trace is None else [TraceHook(trace)]
+            hooks.append(SignalHook())
+            if progress:
+                hooks.append(demo.progress(len(files)))
+            job = partial(demo.count, where, files, workers=workers, hooks=hooks, directory=directory)
+            values, reason = anyio.run(job, backend=backend)
+        else:
+            saved, traced = (path and path.absolute() for path in (directory, trace))
+            program = partial(demo.count_together, where, files, saved, traced, progress)
+            address = None if cluster == "local" else cluster
+            results, _ = run_launched(program, address, workers=workers, backend=backend)
+            values, reason = results[0]
     except (Error, OSError) as error:  # of the checkpoints: an error of a file is counted, not raised
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:  # before the session was open, or the second Ctrl-C
@@ -111,7 +126,8 @@ def run_demo(
         print_lines([f"\nStopped by {reason.origin} after {done:,} of {len(files):,} files."])
         if directory is not None:
             print_lines(["The same command goes on from there."])
-        sys.exit(_ended_by(Signals[reason.origin]))
+        if cluster is None:
+            sys.exit(_ended_by(Signals[reason.origin]))
 
 
 def python_files(root: Path) -> list[str]:

@@ -13,13 +13,16 @@ from io import BytesIO
 from keyword import iskeyword
 from pathlib import Path
 from tokenize import NAME, TokenError, tokenize
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import asyncstep
 from asyncstep import SessionRunHook
-from asyncstep.hooks import FinalOpsHook, ProgressHook, on_step
+from asyncstep.hooks import FinalOpsHook, ProgressHook, TraceHook, on_step
+
+if TYPE_CHECKING:
+    from asyncstep.distributed import TaskInfo
 
 SUMS = ("files", "bytes", "lines", "tokens", "functions", "classes")
 Names = tuple[Counter[str], ...]
@@ -87,9 +90,18 @@ def progress(total: int) -> SessionRunHook:
 
 
 async def count(
-    root: Path, files: Sequence[str], *, workers: int = 8, hooks: Hooks = (), directory: Path | None = None
+    root: Path,
+    files: Sequence[str],
+    *,
+    workers: int = 8,
+    hooks: Hooks = (),
+    directory: Path | None = None,
+    task: TaskInfo | None = None,
 ) -> tuple[dict[str, Any], asyncstep.StopReason | None]:
-    """Count `files`, going on from the newest checkpoint in `directory`: the totals, and why it ended."""
+    """Count `files`, going on from the newest checkpoint in `directory`: the totals, and why it ended.
+
+    With a `task` it is one program of a launch: the chief has the `hooks`, saves, and has the totals.
+    """
     with asyncstep.Graph() as graph:
         found = examine(root, asyncstep.source(files, name=f"files in {root}"))
         count_file = asyncstep.group(
@@ -100,7 +112,11 @@ async def count(
         )
         totals = FinalOpsHook(dict(graph.variables))
         session = asyncstep.MonitoredTrainingSession(
-            hooks=[*hooks, totals], checkpoint_dir=directory, save_checkpoint_secs=1
+            task.master if task else "",
+            is_chief=task.is_chief if task else True,
+            chief_only_hooks=[*hooks, totals],
+            checkpoint_dir=directory,
+            save_checkpoint_secs=1,
         )
 
     async def step(ctx: asyncstep.StepContext) -> None:
@@ -109,3 +125,15 @@ async def count(
     async with session:
         await session.loop(step, workers=workers)
     return totals.final_ops_values, session.stop_reason
+
+
+async def count_together(
+    root: Path, files: Sequence[str], directory: Path | None, trace: Path | None, show: bool, task: TaskInfo
+) -> tuple[dict[str, Any], asyncstep.StopReason | None]:
+    """The program of a launch: one worker of `count`. The chief is that of index 0, and shows the progress."""
+    hooks: list[SessionRunHook] = []
+    if trace is not None:
+        hooks.append(TraceHook(trace))
+    if show:
+        hooks.append(progress(len(files)))
+    return await count(root, files, workers=1, hooks=hooks, directory=directory, task=task)

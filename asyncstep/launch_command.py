@@ -57,7 +57,17 @@ def launch_command(
     function = found(program)
     if cluster is not None:
         send_by_value(sys.modules[function.__module__])
-    results, received = run_launched(function, cluster, workers=workers, backend=backend, timeout=timeout)
+    try:
+        results, received = run_launched(function, cluster, workers=workers, backend=backend, timeout=timeout)
+    except (Exception, BaseExceptionGroup) as error:
+        tracebacks = list(_tracebacks(error))
+        if tracebacks:
+            for text in tracebacks:
+                click.echo(text.strip(), err=True)
+            sys.exit(1)
+        if isinstance(error, Error):
+            raise click.ClickException(str(error)) from error
+        raise
     print_lines([f"{index}: {result!r}" for index, result in enumerate(results) if result is not None])
     if received is not None:
         click.echo(f"Stopped by {received.name}.", err=True)
@@ -131,8 +141,9 @@ def run_launched(
     """Launch a program for a command: what all have returned, and the signal that has stopped them, if one has.
 
     Raises:
-        ClickException: it could not be launched; the error of a program is printed with its traceback there.
+        ClickException: something is not installed.
         SystemExit: a second signal has ended it.
+        Exception: as `launch` does.
     """
     if backend != "asyncio" and find_spec(backend) is None:
         raise click.ClickException(f"{backend} is not installed; try: pip install 'asyncstep[{backend}]'")
@@ -144,15 +155,6 @@ def run_launched(
         sys.exit(128 + (interrupt.args[0] if interrupt.args else Signals.SIGINT))
     except ImportError as error:
         if find_spec("distributed") is None:
-            raise click.ClickException(str(error)) from error
-        raise
-    except (Exception, BaseExceptionGroup) as error:
-        tracebacks = list(_tracebacks(error))
-        if tracebacks:
-            for text in tracebacks:
-                click.echo(text.strip(), err=True)
-            sys.exit(1)
-        if isinstance(error, Error):
             raise click.ClickException(str(error)) from error
         raise
 

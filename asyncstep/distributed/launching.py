@@ -168,7 +168,8 @@ def check_launch(program: object, cluster: object, workers: object, backend: obj
 
 def make_job(client: Client, program: Program, workers: int, backend: str) -> LaunchedJob:
     """The job of a launch, which is not started yet."""
-    name = getattr(program, "__name__", type(program).__name__)
+    function = getattr(program, "func", program)  # of a partial
+    name = getattr(function, "__name__", type(program).__name__)
     lease = float(dask.config.get("asyncstep.lease", 30))
     try:
         pickled = cloudpickle.dumps(program)
