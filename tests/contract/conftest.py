@@ -63,7 +63,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each test of them, with both kinds of state."""
     name = metafunc.module.__name__.rpartition(".")[2]
     if name in STATE_TOO and "anyio_backend" in metafunc.fixturenames:
-        kinds = ["here"] if metafunc.function.__name__ in HERE_ONLY else ["here", "chief"]
+        kinds = ["here"] if metafunc.function.__name__ in HERE_ONLY else ["here", "state_of_chief"]
         metafunc.parametrize("state", kinds, indirect=True)
 
 
@@ -71,6 +71,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def state(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where the state of the test's sessions is."""
     kind: str = getattr(request, "param", "here")
-    if kind == "chief":
+    if kind == "state_of_chief":
         monkeypatch.setattr(recovery, "_created", with_a_chief(recovery._created))
     return kind
