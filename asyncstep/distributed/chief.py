@@ -37,6 +37,7 @@ from asyncstep.distributed.messages import (
     Take,
     Undo,
     WasCommitted,
+    Watch,
 )
 from asyncstep.errors import FailedPreconditionError, OutOfRangeError, SessionClosedError
 
@@ -155,6 +156,12 @@ class Chief:
                     {name: self._queue(name, store).size() for name in message.sizes},
                     self._states(message.states),
                 )
+            case Watch():
+                newer = _newer(store, message.have)
+                if newer:
+                    return Known(newer, {}, {})
+                self._group.start_soon(self._tell_of_change, message, store, answer, name="watch")
+                return None
             case Enter():
                 return self._enter(message, guest, store)
             case Undo():
@@ -278,6 +285,11 @@ class Chief:
         answers, taking.answers = taking.answers, []
         for answer in answers:
             answer(Answer(self.stop, taking.reply))
+
+    async def _tell_of_change(self, message: Watch, store: LocalStateStore, answer: Answering) -> None:
+        """Wait for the next commit, and tell of it."""
+        await store.changed()
+        self.receive(message, lambda told: answer(told))
 
     def _enter(self, message: Enter, guest: Guest, store: LocalStateStore) -> Known:
         step = self._step(message, guest)

@@ -50,6 +50,13 @@ class Read(NamedTuple):
     states: tuple[str, ...]
 
 
+class Watch(NamedTuple):
+    """The values of some variables, as soon as something is committed after what the worker has."""
+
+    member: Member
+    have: Stamps
+
+
 class Enter(NamedTuple):
     """A step may put something into some queues, though it has taken nothing yet; `inside` as in `Take`."""
 
@@ -149,7 +156,7 @@ class WasCommitted(NamedTuple):
 
 
 class Known(NamedTuple):
-    """To `Join`, `Read` and `Enter`."""
+    """To `Join`, `Read`, `Watch` and `Enter`."""
 
     values: Values
     sizes: Sizes

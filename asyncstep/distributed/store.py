@@ -35,6 +35,7 @@ from asyncstep.distributed.messages import (
     Take,
     Undo,
     WasCommitted,
+    Watch,
     Write,
 )
 from asyncstep.errors import (
@@ -253,11 +254,11 @@ class DistributedStateStore(StateStore):
                 self.values[name], self.stamps[name] = value, -stamp
                 self._wake()
 
-    def heard_of_step(self, step: int) -> None:
-        """The global step is at least this by now."""
-        if step > self.values[GLOBAL_STEP]:
-            self.values[GLOBAL_STEP] = step
-            self._wake()
+    async def changed(self) -> None:
+        """Wait until the chief tells of a commit that is not known here, or the store is closed. Checkpoint: always."""
+        have = {name: self.stamps.get(name, 0) for name in self._reads}
+        known = await self._ask(Watch(self.member, _positive(have)))
+        self._learn(known.values)
 
     def lose_chief(self, error: BaseException | str) -> None:
         """The state is gone, or this has no part in it any more; a recovery joins the next chief."""
