@@ -41,8 +41,8 @@ class Engine(Protocol):
 
     master: str
 
-    def lead(self, session: Session) -> Company:
-        """Let others take part in the state of a session of this program."""
+    def lead(self, session: Session, *, saved: bool) -> Company:
+        """Let others take part in the state of a session of this program; `saved`: checkpoints of it are saved."""
 
     async def follow(self, graph: Graph, max_wait: float) -> tuple[Session, Company]:
         """A raw session whose state is with the chief. Checkpoint: always.

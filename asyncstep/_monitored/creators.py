@@ -147,7 +147,7 @@ class ChiefSessionCreator(SessionCreator):
                 await self.scaffold.saver.restore(session, checkpoint)
             await self.scaffold.make_ready(session)
             if self._engine is not None:
-                session.company = self._engine.lead(session)
+                session.company = self._engine.lead(session, saved=self._directory is not None)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await session.aclose()

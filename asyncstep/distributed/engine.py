@@ -66,13 +66,13 @@ class JobEngine:
         self._company: Listening | None = None
         self._joined = itertools.count(1)
 
-    def lead(self, session: Session) -> Company:
+    def lead(self, session: Session, *, saved: bool) -> Company:
         """Let the others take part in the state of a session of this program, which is the chief."""
         if not self.link.task.is_chief:
             raise InvalidArgumentError(
                 f"the program of index {self.link.task.index} is not the chief; is_chief must be TaskInfo.is_chief"
             )
-        return Leading(self, session)
+        return Leading(self, session, saved)
 
     async def follow(self, graph: Graph, max_wait: float) -> tuple[Session, Company]:
         """A raw session whose state is with the chief. Checkpoint: always."""
@@ -236,9 +236,10 @@ class Listening:
 class Leading(Listening):
     """The workers, as the chief's session sees them."""
 
-    def __init__(self, engine: JobEngine, session: Session) -> None:
+    def __init__(self, engine: JobEngine, session: Session, saved: bool) -> None:
         super().__init__(engine)
         self._session = session
+        self._saved = saved
         self._chief: Chief | None = None
         self._seat: Seat | None = None
         self._taking_seat = False
@@ -254,11 +255,16 @@ class Leading(Listening):
         """
         engine, link = self._engine, self._engine.link
         engine.own(life, self)
-        if link.view.progress and self._session.store.restored_step is None:
+        if link.view.progress and self._session.store.restored_step is None and self._saved:
+            logger.warning(
+                "the chief was started again after step %d, before a checkpoint was saved: it begins anew",
+                link.view.progress,
+            )
+        elif link.view.progress and self._session.store.restored_step is None:
             raise FailedPreconditionError(
                 f"the chief of {engine.master} was started again after step {link.view.progress}, and there is no"
                 " checkpoint to go on from; the committed steps would be thrown away silently, so the job is not"
-                " started again (give checkpoint_dir, and save more often than processes die)"
+                " started again (give it a checkpoint_dir)"
             )
         life.stateful_hooks[LEDGER] = engine.ledger
         if LEDGER in self._session.store.restored_hooks:
@@ -349,8 +355,7 @@ class Leading(Listening):
         at_end = reason is not None and reason.kind is StopKind.END_OF_DATA
         await anyio.lowlevel.checkpoint()
         with anyio.move_on_after(math.inf if at_end else life.grace):
-            while not all(guest.idle for guest in chief.members.values()):
-                await chief.changed()
+            await self._wait_until(lambda: all(guest.idle for guest in chief.members.values()))
 
     async def all_left(self) -> None:
         """Wait until every other program has taken part and left, or has ended.
