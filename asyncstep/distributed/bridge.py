@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Wake = Callable[[Callable[[], None]], object]
 
-logger = logging.getLogger("asyncstep")
+logger: logging.Logger = logging.getLogger("asyncstep")
 
 
 class Bridge:

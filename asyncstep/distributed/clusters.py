@@ -14,7 +14,7 @@ from distributed import Client, LocalCluster
 from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.deploy import Cluster
 
-from asyncstep.distributed.deaf import Deaf, deaf_loop
+from asyncstep.distributed.deaf import deaf_loop, deaf_plugin
 from asyncstep.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -118,7 +118,7 @@ def _local_cluster(workers: int, runner: LoopRunner) -> LocalCluster:
             dashboard_address="127.0.0.1:0",  # a free port; the usual one may be another's
             silence_logs=logging.ERROR,
             loop=runner.loop,
-            plugins=(Deaf(),),
+            plugins=(deaf_plugin(),),
         )
         try:
             return starting.result()

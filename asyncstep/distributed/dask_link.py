@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Receive = Callable[[Any, Callable[[Any], None]], None]
 
-logger = logging.getLogger("asyncstep")
+logger: logging.Logger = logging.getLogger("asyncstep")
 
 
 class DaskLink:
@@ -51,9 +51,10 @@ class DaskLink:
 
     def __init__(self, task: TaskInfo, line: Line, loop: asyncio.AbstractEventLoop) -> None:
         self.task = task
-        self.life = line.life
-        self.view = JobView()
-        self.cancelled = self.superseded = False
+        self.life: int = line.life
+        self.view: JobView = JobView()
+        self.cancelled: bool = False
+        self.superseded: bool = False
         self._failure: BaseException | None = None
         self._listeners: list[Callable[[], None]] = []
         self._line = line

@@ -9,9 +9,9 @@ from __future__ import annotations
 import signal
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from distributed import WorkerPlugin
+from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.utils import LoopRunner
 
 if TYPE_CHECKING:
@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Deaf(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
+def deaf_plugin() -> Any:
+    """A plugin of Dask workers that makes their processes deaf to signals."""
+    return _Deaf()
+
+
+class _Deaf(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
     """Has the process of a Dask worker do nothing on these signals."""
 
     name = "asyncstep-deaf"
@@ -38,7 +43,7 @@ class Deaf(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
 
 @contextmanager
 def deaf_loop() -> Iterator[LoopRunner]:
-    """An event loop in a thread; the processes that are started in it are deaf until they can be made `Deaf`."""
+    """An event loop in a thread; the processes that are started in it are deaf until they have that plugin."""
     runner = LoopRunner()
     if hasattr(signal, "pthread_sigmask"):
         # A process begins with the signals blocked that are blocked in the thread which starts it, and a thread

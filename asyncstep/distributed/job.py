@@ -58,9 +58,9 @@ class Job:
     def __init__(self, workers: int, lease: float) -> None:
         self.workers = workers
         self.lease = lease
-        self.version = 0
-        self.progress = 0
-        self.cancelled = False
+        self.version: int = 0
+        self.progress: int = 0
+        self.cancelled: bool = False
         self._lives: dict[int, Life] = {}
         self._done: set[int] = set()
         self._stop: tuple[str, str, str] | None = None

@@ -12,7 +12,7 @@ from distributed.scheduler import KilledWorker
 from asyncstep.distributed.job import Refusal
 from asyncstep.distributed.line import PATIENCE, PAUSE
 from asyncstep.distributed.outcome import Cancelled, Failed, load_outcome
-from asyncstep.distributed.registry import KEYS, PROTOCOL, Registry
+from asyncstep.distributed.registry import KEYS, PROTOCOL, new_registry
 from asyncstep.distributed.runner import run_program
 from asyncstep.distributed.task import TaskInfo
 from asyncstep.errors import FailedPreconditionError, UnavailableError
@@ -94,7 +94,7 @@ class LaunchedJob:
     async def _create(self) -> list[list[str] | None]:
         """Have a job in the registry; the Dask workers that the programs are given to, in turns."""
         try:
-            await self._client.register_plugin(Registry())
+            await self._client.register_plugin(new_registry())
         except ModuleNotFoundError as error:
             raise FailedPreconditionError(
                 f"the scheduler at {self._address} has no module {error.name}; install asyncstep[dask] there, and on"

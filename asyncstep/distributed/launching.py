@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import inspect
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -38,15 +38,17 @@ if TYPE_CHECKING:
 
     Program = Callable[[TaskInfo], Awaitable[Any]]
 
+T = TypeVar("T")
+
 
 def launch(
-    program: Program,
+    program: Callable[[TaskInfo], Awaitable[T]],
     cluster: str | Client | Cluster | None = None,
     *,
     workers: int,
     backend: str = "asyncio",
     timeout: float | None = None,
-) -> list[Any]:
+) -> list[T]:
     """Run a program once on each worker of a job, and return what each has returned, by index.
 
     Args:
@@ -111,13 +113,13 @@ class Running:
 
 
 async def alaunch(
-    program: Program,
+    program: Callable[[TaskInfo], Awaitable[T]],
     cluster: str | Client | Cluster | None = None,
     *,
     workers: int,
     backend: str = "asyncio",
     timeout: float | None = None,  # noqa: ASYNC109 - the public name
-) -> list[Any]:
+) -> list[T]:
     """`launch`, awaited; on asyncio and trio, whatever `backend` is.
 
     Cancelling it cancels the programs and waits for them. Checkpoint: always.

@@ -61,11 +61,11 @@ class Line:
     """
 
     def __init__(self, worker: Worker, job: str, index: int) -> None:
-        self.life = 0
+        self.life: int = 0
         self.view: dict[str, Any] = {"version": -1, "seat": None, "cancelled": False}
         self.failure: UnavailableError | None = None
-        self.superseded = False
-        self.in_one = worker.contact_address.startswith("inproc:")
+        self.superseded: bool = False
+        self.in_one: bool = worker.contact_address.startswith("inproc:")
         self._worker = worker
         self._job = job
         self._index = index

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from distributed import SchedulerPlugin
+from distributed.diagnostics.plugin import SchedulerPlugin
 
 from asyncstep.distributed.job import Job, Refusal, RefusedError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from distributed import Scheduler
 
-logger = logging.getLogger("asyncstep")
+logger: logging.Logger = logging.getLogger("asyncstep")
 
 HANDLER = "asyncstep"
 KEYS = "asyncstep-"
@@ -30,7 +30,12 @@ PROTOCOL = 1
 """Raised with every change of what is said between programs, registry and launch."""
 
 
-class Registry(SchedulerPlugin):  # type: ignore[misc]  # distributed has no types
+def new_registry() -> Any:
+    """A registry, as a plugin of Dask's scheduler."""
+    return _Registry()
+
+
+class _Registry(SchedulerPlugin):  # type: ignore[misc]  # distributed has no types
     """The jobs of a cluster."""
 
     name = "asyncstep"
@@ -117,7 +122,7 @@ class Entry:
 
     def __init__(self, job: Job, client: str, changed: Callable[[], None]) -> None:
         self.job = job
-        self.client = client
+        self.client: str = client
         self._changed = changed
         self._told = job.version
         self._news = asyncio.Event()

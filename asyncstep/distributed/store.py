@@ -124,7 +124,7 @@ class DistributedStateStore(StateStore):
         self.when_stopped: Callable[[Stop], None] | None = None
         self._learn(known.values)
         self._states.update(known.states)
-        self.restored_step = self.values.get(GLOBAL_STEP)
+        self.restored_step: int | None = self.values.get(GLOBAL_STEP)
         for node in graph.nodes.values():
             if isinstance(node, Update):
                 self._number_of(node.variable.name, node.function)
@@ -227,7 +227,7 @@ class DistributedStateStore(StateStore):
         if committed.global_step is not None:
             self.values[GLOBAL_STEP] = max(committed.global_step, self.values[GLOBAL_STEP])
         self.committed = True
-        self.changes += 1
+        self.changes: int = self.changes + 1
         self._wake()
 
     async def _asked_the_next(self, message: Commit, error: BaseException) -> Committed:

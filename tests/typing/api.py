@@ -21,6 +21,7 @@ from asyncstep import (
     Coordinator,
     Graph,
     MonitoredSession,
+    MonitoredTrainingSession,
     Node,
     Recovery,
     RunMetadata,
@@ -35,6 +36,7 @@ from asyncstep import (
     StopKind,
     StopReason,
     Variable,
+    WorkerSessionCreator,
     errors,
     get_or_create_global_step,
     group,
@@ -43,6 +45,7 @@ from asyncstep import (
     source,
 )
 from asyncstep.data import Queue, Source, SourceState, queue
+from asyncstep.distributed import TaskInfo, alaunch, launch
 from asyncstep.hooks import (
     EarlyStoppingHook,
     EvaluatorHook,
@@ -323,6 +326,25 @@ def stock_hooks(node: Node[float]) -> list[SessionRunHook]:
         on_step(print, every_steps=100),
         on_step(told, {"node": node}, every_secs=1.5),
     ]
+
+
+async def program(task: TaskInfo) -> int:
+    """What runs on each worker of a cluster."""
+    assert_type(task.index, int)
+    assert_type(task.is_chief, bool)
+    creator = WorkerSessionCreator(master=task.master, max_wait=60)
+    async with MonitoredSession(creator) as session:
+        assert_type(session, MonitoredSession)
+    async with MonitoredTrainingSession(task.master, is_chief=task.is_chief) as session:
+        assert_type(session, MonitoredSession)
+    return task.num_workers
+
+
+async def launches(client: Any) -> None:
+    """The same program on many workers, here and elsewhere."""
+    assert_type(launch(program, workers=2), list[int])
+    assert_type(launch(program, "tcp://scheduler:8786", workers=8, backend="trio", timeout=60), list[int])
+    assert_type(await alaunch(program, client, workers=2), list[int])
 
 
 async def told(step: int, result: object) -> None:
