@@ -208,11 +208,12 @@ class Listening:
             life.coord.fail(link.failure, "the cluster")
 
     def _stopped(self, life: Life) -> None:
-        """This session has been asked to stop, by whomever."""
-        reason = life.stop.reason
+        """This session has been asked to stop, by whomever; what becomes of its process is no stop of the others."""
+        reason, link = life.stop.reason, self._engine.link
         if (
             reason is not None
-            and self._engine.link.view.stop is None
+            and link.failure is None
+            and link.view.stop is None
             and reason.kind is not StopKind.CANCELLED
         ):
             self._engine.report_stop(life)
@@ -307,7 +308,8 @@ class Leading(Listening):
     def _stopped(self, life: Life) -> None:
         reason = life.stop.reason
         assert reason is not None and self._chief is not None
-        self._chief.stop = (str(reason.kind), reason.message, reason.origin)
+        if self._engine.link.failure is None:
+            self._chief.stop = (str(reason.kind), reason.message, reason.origin)
         self._chief.wake()
         super()._stopped(life)
 

@@ -124,7 +124,9 @@ def _attend(link: DaskLink, scope: anyio.CancelScope) -> None:
 
 
 def _report(outcome: Outcome, task: TaskInfo, line: Line, loop: asyncio.AbstractEventLoop) -> None:
-    """Tell the registry how a program has ended."""
+    """Tell the registry how a program has ended, unless that is because its Dask worker ends: it is started again."""
+    if line.failure is not None:
+        return
     try:
         if isinstance(outcome, Failed):
             message, origin = repr(outcome.error), f"the program of worker {task.index}"
