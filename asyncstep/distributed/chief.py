@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 logger: logging.Logger = logging.getLogger("asyncstep")
 
+CLOSING = "the chief's session is being closed, and takes no more commits"
+
 
 class Chief:
     """What other programs do to the state of one raw session.
@@ -172,8 +174,10 @@ class Chief:
                 return Done()
         raise FailedPreconditionError(f"the chief does not know the message {message!r}")
 
-    def _join(self, message: Join, store: LocalStateStore) -> Known:
+    def _join(self, message: Join, store: LocalStateStore) -> Known | Gone:
         graph = self._session.graph
+        if self._is_sealed:
+            return Gone(CLOSING)
         for kind, wanted, known in (
             ("variables", message.variables, graph.variables),
             ("sources", message.sources, graph.sources),
@@ -188,6 +192,11 @@ class Chief:
             self.members[message.member] = Guest(message.program, message.view)
             self.wake()
         return Known(_newer(store, {GLOBAL_STEP: 0}), {}, self._states(message.sources))
+
+    @property
+    def _is_sealed(self) -> bool:
+        """Whether nothing can be committed any more, so that who wants to has to wait for the next chief."""
+        return self._owner is not None and self._owner.sealed
 
     def _part_with(self, member: Member, guest: Guest) -> None:
         del self.members[member]
@@ -220,6 +229,8 @@ class Chief:
             return Committed(found[0], {}, _newer(store, message.have), self._states(message.states))
         if step is None:
             return Gone("the chief takes the step for over that is committed")
+        if message.owned and self._is_sealed:
+            return Gone(CLOSING)
         for key, pickled in message.functions.items():
             guest.functions[key] = pickle.loads(pickled)
         part = Transaction(store, step.root, None, None)
