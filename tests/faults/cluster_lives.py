@@ -17,6 +17,7 @@ import threading
 from pathlib import Path
 
 import anyio
+import dask
 from cluster_job import ALONE, BEGUN, ITEMS, JOINED, PROGRAMS, diary, program
 from distributed import Client, LocalCluster
 from states import disagreements
@@ -97,6 +98,9 @@ def _is_alive(process: int) -> bool:
 def main(directory: Path, backend: str, kills: int, seed: int) -> list[str]:
     """Kill as often as asked for; what was found wrong."""
     logging.disable(logging.WARNING)
+    # Dask's local cluster gives a process up that is not there so long after one of that name had died, as it happens
+    # if it has died again.
+    dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"})
     dice = random.Random(f"{seed} {backend}")
     undisturbed = directory / "undisturbed"
     undisturbed.mkdir()

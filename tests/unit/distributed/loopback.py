@@ -1,10 +1,12 @@
-"""A job whose programs run in one event loop, with messages that are pickled, and lost or repeated on demand."""
+"""A job whose programs run in one event loop, with messages that are pickled, lost, repeated or late on demand."""
 
 from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -15,10 +17,17 @@ from asyncstep._monitored.company import current_engine
 from asyncstep.distributed.engine import JobEngine
 from asyncstep.distributed.link import ChiefGoneError, JobView, Seat
 from asyncstep.distributed.task import TaskInfo
+from asyncstep.errors import UnavailableError
 
 MASTER = "loopback"
 KEPT_STOPS = ("signal", "error", "cancelled")
 """The kinds of stop that another chief finds."""
+
+Program = Callable[[TaskInfo], Awaitable[Any]]
+
+
+async def at_once(_: Any) -> None:
+    """For messages that are not late."""
 
 
 class LoopbackJob:
@@ -26,7 +35,9 @@ class LoopbackJob:
 
     Attributes:
         drop_request, drop_answer: are asked for each message whether it is to be lost.
-        messages: all that were received, by the names of their kinds.
+        repeated: is asked for each message whether it is to arrive twice.
+        delay: is awaited before each message is delivered.
+        messages: all that were received.
         partitioned: the lives whose messages do not get through.
     """
 
@@ -37,25 +48,36 @@ class LoopbackJob:
         self.links: list[LoopbackLink] = []
         self.drop_request: Callable[[Any], bool] = lambda _: False
         self.drop_answer: Callable[[Any], bool] = lambda _: False
-        self.messages: list[str] = []
+        self.repeated: Callable[[Any], bool] = lambda _: False
+        self.delay: Callable[[Any], Awaitable[None]] = at_once
+        self.messages: list[Any] = []
         self.partitioned: set[int] = set()
         self.lives = 0
         self.epochs = 0
         self.healed = anyio.Event()
+        self._changed = anyio.Event()
 
     def change(self, **changes: Any) -> None:
         """Let all programs know of a change."""
         self.view = dataclasses.replace(self.view, version=self.view.version + 1, **changes)
+        self.wake()
         for link in list(self.links):
             link.tell()
 
-    def link(self, index: int, group: TaskGroup) -> LoopbackLink:
-        """A program begins."""
-        self.lives += 1
-        link = LoopbackLink(self, TaskInfo(MASTER, index, self.workers), self.lives, group)
-        self.links.append(link)
-        self.change(lives={**self.view.lives, index: link.life})
-        return link
+    def received(self, message: Any) -> None:
+        """Write down a message that has arrived."""
+        self.messages.append(message)
+        self.wake()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that comes with a change of the view or with a message."""
+        while not condition():
+            await self._changed.wait()
+
+    def wake(self) -> None:
+        """Look again at what `until` waits for."""
+        self._changed.set()
+        self._changed = anyio.Event()
 
     def lose(self, link: LoopbackLink) -> None:
         """The registry takes a program for lost."""
@@ -63,10 +85,8 @@ class LoopbackJob:
         for epoch, (other, _) in list(self.receivers.items()):
             if other is link:
                 del self.receivers[epoch]
-        seat = (
-            self.view.seat if self.view.seat is not None and self.view.seat.epoch in self.receivers else None
-        )
-        self.change(lives=lives, seat=seat)
+        seat = self.view.seat
+        self.change(lives=lives, seat=seat if seat is not None and seat.epoch in self.receivers else None)
 
     def hear_of(self, link: LoopbackLink) -> None:
         """A program that was taken for lost is heard of again."""
@@ -80,37 +100,100 @@ class LoopbackJob:
         self.healed.set()
         self.healed = anyio.Event()
 
-    async def run(
-        self,
-        program: Callable[[TaskInfo], Awaitable[Any]],
-        index: int,
-        results: dict[int, Any] | None = None,
-    ) -> None:
-        """Run the program of one index, to its end or until the scope around this is cancelled, as by a kill."""
-        async with anyio.create_task_group() as group:
-            link = self.link(index, group)
-            current_engine.set(JobEngine(link))
-            try:
-                result = await program(link.task)
-                if results is not None:
-                    results[index] = result
-                with anyio.CancelScope(shield=True):
-                    self.change(done=self.view.done | {index})
-            finally:
-                self.links.remove(link)
-                self.lose(link)
-                group.cancel_scope.cancel()
+    @asynccontextmanager
+    async def running(self, within: float = 10) -> AsyncIterator[Callable[[Program, int], Running]]:
+        """A block in which programs are started: ``start(program, index)``. It ends when all of them have."""
+        with anyio.fail_after(within):
+            async with anyio.create_task_group() as group:
+                yield partial(self._start, group)
+
+    def _start(self, group: TaskGroup, program: Program, index: int) -> Running:
+        self.lives += 1
+        running = Running(self, LoopbackLink(self, TaskInfo(MASTER, index, self.workers), self.lives))
+        group.start_soon(running.run, program)
+        return running
+
+
+class Running:
+    """One start of a program.
+
+    Attributes:
+        link: the program's.
+        ended: set when it has.
+    """
+
+    def __init__(self, job: LoopbackJob, link: LoopbackLink) -> None:
+        self.job = job
+        self.link = link
+        self.ended = anyio.Event()
+        self._scope = anyio.CancelScope()
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    @property
+    def result(self) -> Any:
+        """What the program has returned; raises what it has raised."""
+        assert self.ended.is_set()
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the program has raised."""
+        assert self.ended.is_set()
+        return self._error
+
+    def kill(self) -> None:
+        """The process dies: nobody hears anything of the program any more, nor does it of others."""
+        self.link.fail(UnavailableError("the process was killed"))  # so that what is left of it ends soon
+        self.link.killed = True
+        self.job.lose(self.link)
+        self._scope.cancel()
+
+    def cancel(self) -> None:
+        """The program is cancelled."""
+        self._scope.cancel()
+
+    async def run(self, program: Program) -> None:
+        """Run it to its end."""
+        job, link = self.job, self.link
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as link.group:
+                    job.links.append(link)
+                    job.change(lives={**job.view.lives, link.task.index: link.life})
+                    current_engine.set(JobEngine(link))
+                    try:
+                        self._result = await program(link.task)
+                    except Exception as error:
+                        self._error = error
+                        link.stop("error", repr(error), f"the program of worker {link.task.index}")
+                    link.group.cancel_scope.cancel()
+        finally:
+            job.links.remove(link)
+            if link.failure is None:
+                job.change(done=job.view.done | {link.task.index})
+                job.lose(link)
+            self.ended.set()
+            job.wake()
 
 
 class LoopbackLink:
-    """One program's link."""
+    """One program's link.
 
-    def __init__(self, job: LoopbackJob, task: TaskInfo, life: int, group: TaskGroup) -> None:
+    Attributes:
+        killed: whether its process is dead, though this one is not.
+    """
+
+    group: TaskGroup
+
+    def __init__(self, job: LoopbackJob, task: TaskInfo, life: int) -> None:
         self.job = job
         self.task = task
         self.life = life
-        self.group = group
         self.failure: BaseException | None = None
+        self.killed = False
         self._calls: list[Callable[[], None]] = []
 
     @property
@@ -118,18 +201,25 @@ class LoopbackLink:
         return self.job.view
 
     def listen(self, call: Callable[[], None]) -> Callable[[], None]:
-        self._calls.append(call)
-        return lambda: self._calls.remove(call)
+        listener = partial(call)
+        self._calls.append(listener)
+        return lambda: self._calls.remove(listener)
 
     def tell(self) -> None:
         """The view has changed."""
         for call in list(self._calls):
-            call()
+            if call in self._calls and not self.killed:
+                call()
 
     def fail(self, error: BaseException) -> None:
         """The engine is gone."""
         self.failure = error
         self.tell()
+
+    def stop(self, kind: str, message: str, origin: str) -> None:
+        """All programs are to stop."""
+        if self.job.view.stop is None and self.failure is None:
+            self.job.change(stop=(kind, message, origin))
 
     async def take_seat(self, receive: Callable[..., None]) -> Seat:
         await anyio.lowlevel.checkpoint()
@@ -141,18 +231,19 @@ class LoopbackLink:
         return seat
 
     def leave_seat(self, seat: Seat) -> None:
-        self.job.receivers.pop(seat.epoch, None)
-        if self.view.seat == seat:
-            self.job.change(seat=None)
+        if not self.killed:
+            self.job.receivers.pop(seat.epoch, None)
+            if self.view.seat == seat:
+                self.job.change(seat=None)
 
     async def report_stop(self, kind: str, message: str, origin: str) -> None:
         await anyio.lowlevel.checkpoint()
-        if self.view.stop is None:
-            self.job.change(stop=(kind, message, origin))
+        self.stop(kind, message, origin)
 
     async def report_end(self) -> None:
         await anyio.lowlevel.checkpoint()
-        self.job.change(ended=True)
+        if not self.killed:
+            self.job.change(ended=True)
 
     def report_progress(self, step: int) -> None:
         self.job.view = dataclasses.replace(self.view, progress=max(step, self.view.progress))
@@ -162,17 +253,25 @@ class LoopbackLink:
         frozen = cloudpickle.dumps(message)
         while True:
             await anyio.lowlevel.checkpoint()
+            await job.delay(message)
             while self.life in job.partitioned:
                 await job.healed.wait()
-            if seat.epoch not in job.receivers or job.view.seat != seat:
-                raise ChiefGoneError(f"nobody holds the seat {seat}")
             if job.drop_request(message):
                 continue
-            answer = await self._answer(seat, frozen, type(message).__name__)
+            if job.repeated(message):
+                self.group.start_soon(self._repeat, seat, frozen)
+            answer = await self._answer(seat, frozen)
             if not job.drop_answer(message):
                 return answer
 
-    async def _answer(self, seat: Seat, frozen: bytes, kind: str) -> Any:
+    async def _repeat(self, seat: Seat, frozen: bytes) -> None:
+        try:
+            await self.job.delay(pickle.loads(frozen))
+            await self._answer(seat, frozen)
+        except ChiefGoneError:
+            pass
+
+    async def _answer(self, seat: Seat, frozen: bytes) -> Any:
         answers: list[bytes] = []
         told = anyio.Event()
 
@@ -180,15 +279,21 @@ class LoopbackLink:
             answers.append(cloudpickle.dumps(reply))
             told.set()
 
-        self.job.messages.append(kind)
-        self.job.receivers[seat.epoch][1](pickle.loads(frozen), answer)
+        message = pickle.loads(frozen)
+        self._check(seat)
+        self.job.received(message)
+        self.job.receivers[seat.epoch][1](message, answer)
         forget = self.listen(lambda: told.set())
         try:
-            while not answers:
+            while True:
+                self._check(seat)
+                if answers:
+                    return pickle.loads(answers[0])
                 await told.wait()
                 told = anyio.Event()
-                if not answers and seat.epoch not in self.job.receivers:
-                    raise ChiefGoneError(f"nobody holds the seat {seat}")
         finally:
             forget()
-        return pickle.loads(answers[0])
+
+    def _check(self, seat: Seat) -> None:
+        if self.killed or self.failure is not None or seat.epoch not in self.job.receivers:
+            raise ChiefGoneError(f"nobody holds the seat {seat}")

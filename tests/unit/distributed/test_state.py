@@ -1,0 +1,478 @@
+"""Contract X: the state of a chief, and the programs that take part in it, with every fault of the messages.
+
+All programs of a job run in one event loop; what they say to each other is pickled, and lost, repeated or late as a
+test wants it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import asyncstep
+from asyncstep import (
+    AbortedError,
+    ChiefSessionCreator,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    Graph,
+    InvalidArgumentError,
+    MonitoredSession,
+    Node,
+    Recovery,
+    SessionRunHook,
+    StepContext,
+    StopKind,
+    Variable,
+    WorkerSessionCreator,
+    source,
+)
+from asyncstep.checkpoint import Saver
+from asyncstep.data import queue
+from asyncstep.distributed import TaskInfo
+from asyncstep.distributed.messages import Commit, Enter, Idle, Join, Leave, Read, Take, Undo, WasCommitted
+from asyncstep.testing import RecordingHook
+
+from .loopback import LoopbackJob
+
+pytestmark = pytest.mark.anyio
+
+AT_ONCE = Recovery(wait_initial=0.0, jitter=0.0)
+
+
+class Oops(Exception):
+    """An error of the user's code."""
+
+
+def session_of(
+    task: TaskInfo, *hooks: SessionRunHook, directory: Path | None = None, max_wait: float = 5.0, **options: Any
+) -> MonitoredSession:
+    """The session of a program, on the graph that is being built."""
+    creator = (
+        ChiefSessionCreator(master=task.master, checkpoint_dir=directory)
+        if task.is_chief
+        else WorkerSessionCreator(master=task.master, max_wait=max_wait)
+    )
+    return MonitoredSession(creator, hooks, **{"recovery": AT_ONCE, "stop_grace_period": 5.0, **options})
+
+
+def add_item(items: tuple[int, ...], item: int) -> tuple[int, ...]:
+    """The items in order, whatever the order they came in."""
+    return tuple(sorted((*items, item)))
+
+
+class Parts:
+    """The graph of most tests, in a `with Graph()`: a source of numbers, and two variables that have what was taken.
+
+    Attributes:
+        item: the source.
+        add: adds the item to `total` and to `items`.
+    """
+
+    def __init__(self, items: int) -> None:
+        self.item = source(range(items), name="numbers")
+        self.total = Variable(0, name="total")
+        self.items = Variable[tuple[int, ...]]((), name="items")
+        self.add = asyncstep.group(
+            self.total.update(lambda total, item: total + item, self.item),
+            self.items.update(add_item, self.item),
+        )
+
+
+async def turns(count: int = 20) -> None:
+    """Give everybody else some turns."""
+    for _ in range(count):
+        await anyio.lowlevel.checkpoint()
+
+
+def adding(
+    items: int,
+    *,
+    workers: int = 2,
+    directory: Path | None = None,
+    begun: Callable[[TaskInfo, MonitoredSession, int], Awaitable[None]] | None = None,
+    opened: list[MonitoredSession] | None = None,
+    **options: Any,
+) -> Callable[[TaskInfo], Awaitable[Any]]:
+    """A program that adds items; it returns what the chief has at the end.
+
+    `begun` is called in each step, with its item, before that is added; `opened` gets the chief's session.
+    """
+
+    async def program(task: TaskInfo) -> Any:
+        with Graph():
+            parts = Parts(items)
+            session = session_of(task, directory=directory, **options)
+
+        async def step(ctx: StepContext) -> None:
+            item = await ctx.session.run(parts.item)
+            if begun is not None:
+                await begun(task, session, item)
+            await ctx.run_with_hooks(parts.add, {parts.item: item})
+
+        async with session:
+            if opened is not None and task.is_chief:
+                opened.append(session)
+            await session.loop(step, workers=workers)
+            if task.is_chief:
+                return await session.run_without_hooks([parts.items, parts.total, "global_step"])
+        return session.recoveries
+
+    return program
+
+
+def all_of(items: int) -> list[Any]:
+    """What the chief has in the end when so many items were added, each once."""
+    return [tuple(range(items)), sum(range(items)), items]
+
+
+def first(kind: type, times: int = 1) -> Callable[[Any], bool]:
+    """True for the first messages of a kind."""
+    left = [times]
+
+    def wanted(message: Any) -> bool:
+        if type(message) is kind and left[0]:
+            left[0] -= 1
+            return True
+        return False
+
+    return wanted
+
+
+@pytest.mark.parametrize("kind", [Join, Read, Take, Commit, Undo, Idle, Leave])
+@pytest.mark.parametrize("fault", ["drop_request", "drop_answer", "repeated"])
+async def test_a_message_that_is_lost_or_repeated_changes_nothing(kind: type, fault: str) -> None:
+    """X: of each kind of message the first three are lost, or their answers, or arrive twice."""
+    job = LoopbackJob(3)
+    setattr(job, fault, first(kind, 3))
+    tried: set[int] = set()
+
+    async def begun(task: TaskInfo, session: MonitoredSession, item: int) -> None:
+        await turns(3)
+        if item % 4 == 1 and item not in tried:
+            tried.add(item)
+            raise AbortedError("once")
+
+    async with job.running() as start:
+        runs = [start(adding(20, begun=begun), index) for index in range(3)]
+    assert runs[0].result == all_of(20)
+    assert [run.result for run in runs[1:]] == [0, 0]
+    assert any(type(message) is kind for message in job.messages)
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_any_mixture_of_faults_changes_nothing(seed: int) -> None:
+    """X, T5, T6, D1: messages are lost, repeated and out of order at random, and steps fail and are run again."""
+    dice = random.Random(seed)
+    job = LoopbackJob(4)
+    job.drop_request = job.drop_answer = job.repeated = lambda _: dice.random() < 0.15
+    tried: set[int] = set()
+
+    async def delay(_: Any) -> None:
+        await turns(dice.choice([0, 0, 1, 2, 5, 20]))
+
+    async def begun(task: TaskInfo, session: MonitoredSession, item: int) -> None:
+        await turns(dice.randrange(10))
+        if item % 4 == 1 and item not in tried:
+            tried.add(item)
+            raise AbortedError("once")
+
+    job.delay = delay
+    async with job.running() as start:
+        runs = [start(adding(40, workers=3, begun=begun), index) for index in range(4)]
+    assert runs[0].result == all_of(40)
+    assert [run.result for run in runs[1:]] == [0, 0, 0]
+
+
+async def test_a_step_goes_on_when_a_take_of_it_was_cancelled_before_the_chief_heard_of_it() -> None:
+    """X, T2: the chief hears of the end of a take first; what the step commits later is not taken for a repetition."""
+    job = LoopbackJob(2)
+    taking = anyio.Event()
+
+    async def program(task: TaskInfo) -> Any:
+        with Graph():
+            parts = Parts(3)
+            extra = Variable(0, name="extra").assign_add(100)
+            session = session_of(task)
+        async with session:
+            if task.is_chief:
+                await job.until(lambda: 1 in job.view.done)
+                return await session.run_without_hooks([parts.items, "extra"])
+
+            async def step(ctx: StepContext) -> None:
+                with anyio.CancelScope() as scope:
+                    async with anyio.create_task_group() as group:
+                        job.drop_request = lambda message: isinstance(message, Take)
+                        group.start_soon(ctx.session.run, parts.item)
+                        await turns()
+                        scope.cancel()
+                job.drop_request = lambda _: False
+                await ctx.session.run(extra)
+                await ctx.run_with_hooks(parts.add)
+
+            await session.run_step_fn(step)
+            taking.set()
+        return session.global_step
+
+    async with job.running() as start:
+        chief, worker = start(program, 0), start(program, 1)
+    assert chief.result == [(0,), 100]
+    assert worker.result == 1
+
+
+async def test_a_commit_whose_answer_is_lost_is_applied_once() -> None:
+    """X: the answer is lost three times; the commit arrives four times and counts once."""
+    job = LoopbackJob(2)
+    job.drop_answer = first(Commit, 3)
+    async with job.running() as start:
+        chief, worker = [start(adding(1, workers=1), index) for index in range(2)][:2]
+    assert chief.result == all_of(1)
+    assert worker.result == 0
+
+
+@pytest.mark.parametrize("saved", [True, False])
+async def test_a_commit_whose_answer_was_lost_with_the_chief_is_applied_once(tmp_path: Path, saved: bool) -> None:
+    """X: the chief is killed before it answers a commit, which is in the newest checkpoint, or not; in both cases it
+    is in the state of the next chief once."""
+    job = LoopbackJob(2)
+    chiefs: list[MonitoredSession] = []
+    once, go_on, committed = anyio.Event(), anyio.Event(), anyio.Event()
+
+    async def program(task: TaskInfo) -> Any:
+        with Graph():
+            parts = Parts(3)
+            session = session_of(task, directory=tmp_path)
+        async with session:
+            if task.is_chief:
+                chiefs.append(session)
+                await job.until(lambda: 1 in job.view.done)
+                return await session.run_without_hooks([parts.items, parts.total, "global_step"])
+            steps = [await session.run([parts.add, parts.item]) and session.global_step]
+            once.set()
+            await go_on.wait()
+            job.drop_answer = lambda message: isinstance(message, Commit) and not committed.set()
+            steps += [await session.run([parts.add, parts.item]) and session.global_step for _ in range(2)]
+            return steps, session.recoveries
+
+    async with job.running() as start:
+        chief, worker = start(program, 0), start(program, 1)
+        await once.wait()
+        await Saver().save(chiefs[0], tmp_path)
+        go_on.set()
+        await committed.wait()
+        if saved:
+            await Saver().save(chiefs[0], tmp_path)
+        job.drop_answer = lambda _: False
+        chief.kill()
+        await chief.ended.wait()
+        second = start(program, 0)
+    assert second.result == all_of(3)
+    assert worker.result == ([1, 2, 3], 1)
+    asked = [message for message in job.messages if isinstance(message, WasCommitted)]
+    assert len(asked) == 1
+
+
+async def test_a_worker_killed_in_mid_step_leaves_nothing_and_its_items_go_to_others() -> None:
+    """X, T4, D1: what it had written is nowhere, what it was given is given to another step."""
+    job = LoopbackJob(3)
+    holds, go_on = anyio.Event(), anyio.Event()
+
+    async def begun(task: TaskInfo, session: MonitoredSession, item: int) -> None:
+        if task.index == 1 and item >= 3:
+            holds.set()
+            await anyio.sleep_forever()
+        if item >= 5:
+            await go_on.wait()
+        await turns(5)
+
+    async with job.running() as start:
+        runs = [start(adding(12, begun=begun), index) for index in range(3)]
+        await holds.wait()
+        runs[1].kill()
+        await runs[1].ended.wait()
+        go_on.set()
+    assert runs[0].result == all_of(12)
+
+
+async def test_a_partitioned_worker_cannot_commit_and_goes_on_in_another_life() -> None:
+    """X: the registry takes it for lost; its late commit is refused, the item had been given to another."""
+    job = LoopbackJob(2)
+    holds, go_on = anyio.Event(), anyio.Event()
+    worked: list[tuple[int, int]] = []
+
+    async def begun(task: TaskInfo, session: MonitoredSession, item: int) -> None:
+        worked.append((task.index, item))
+        if task.index == 1 and not holds.is_set():
+            holds.set()
+            await go_on.wait()
+        await turns(5)
+
+    async with job.running() as start:
+        worker = start(adding(12, workers=1, begun=begun), 1)
+        chief = start(adding(12, workers=1, begun=begun), 0)
+        await holds.wait()
+        held = next(item for index, item in worked if index == 1)
+        job.partitioned.add(worker.link.life)
+        job.lose(worker.link)
+        go_on.set()
+        await job.until(lambda: (0, held) in worked)
+        job.heal()
+        job.hear_of(worker.link)
+    assert chief.result == all_of(12)
+    assert worker.result == 1
+
+
+async def test_a_worker_taken_for_lost_whose_answer_was_lost_commits_once() -> None:
+    """X: the commit was made before the life was lost; sent again by the same life, it is known."""
+    job = LoopbackJob(2)
+    lost = anyio.Event()
+
+    def drop(message: Any) -> bool:
+        if isinstance(message, Commit) and not lost.is_set():
+            lost.set()
+            job.lose(worker.link)
+            job.hear_of(worker.link)
+            return True
+        return False
+
+    job.drop_answer = drop
+
+    async def program(task: TaskInfo) -> Any:
+        with Graph():
+            parts = Parts(3)
+            session = session_of(task)
+        async with session:
+            if task.is_chief:
+                await job.until(lambda: 1 in job.view.done)
+                return await session.run_without_hooks([parts.items, parts.total, "global_step"])
+            for _ in range(3):
+                await session.run(parts.add)
+            return session.recoveries
+
+    async with job.running() as start:
+        chief, worker = start(program, 0), start(program, 1)
+    assert chief.result == all_of(3)
+    assert worker.result == 1
+
+
+async def test_a_chief_killed_and_started_again_resumes_and_the_workers_go_on(tmp_path: Path) -> None:
+    """X, K4: three times; what was committed after the newest checkpoint is done again, and each item is there once."""
+    job = LoopbackJob(3)
+    chiefs: list[MonitoredSession] = []
+    begun_items: list[int] = []
+    limit = 10
+
+    async def begun(task: TaskInfo, session: MonitoredSession, item: int) -> None:
+        begun_items.append(item)
+        number = len(begun_items)
+        job.wake()
+        await job.until(lambda: number < limit)
+
+    program = adding(60, begun=begun, directory=tmp_path, opened=chiefs)
+    async with job.running() as start:
+        chief, *workers = [start(program, index) for index in range(3)]
+        for number in range(3):
+            await job.until(lambda: len(begun_items) >= limit - 4)
+            await Saver().save(chiefs[number], tmp_path)
+            await job.until(lambda: len(begun_items) > limit)
+            chief.kill()
+            await chief.ended.wait()
+            limit += 15
+            chief = start(program, 0)
+        limit = 1000
+        job.wake()
+    assert chief.result == all_of(60)
+    assert all(1 <= worker.result <= 3 for worker in workers)
+    assert len(begun_items) > 60
+
+
+async def test_a_chief_taken_for_lost_that_is_alive_goes_on_with_its_state() -> None:
+    """X: it takes the seat again, and nothing that was committed is lost."""
+    job = LoopbackJob(2)
+    begun_items: list[int] = []
+
+    async def begun(task: TaskInfo, session: MonitoredSession, item: int) -> None:
+        begun_items.append(item)
+        job.wake()
+        await turns(3)
+
+    async with job.running() as start:
+        chief, worker = [start(adding(40, begun=begun), index) for index in range(2)]
+        for number in (10, 20):
+            await job.until(lambda number=number: len(begun_items) >= number)
+            job.lose(chief.link)
+            await turns(5)
+            job.hear_of(chief.link)
+    assert chief.result == all_of(40)
+    assert 1 <= worker.result <= 2
+    assert job.epochs >= 2
+
+
+async def test_a_chief_whose_process_ends_is_no_stop_of_the_others(tmp_path: Path) -> None:
+    """X: its Dask worker closes, say; the program is started elsewhere and goes on, the workers never stopped."""
+    job = LoopbackJob(2)
+    begun_items: list[int] = []
+
+    async def begun(task: TaskInfo, session: MonitoredSession, item: int) -> None:
+        begun_items.append(item)
+        job.wake()
+        await turns(3)
+
+    async with job.running() as start:
+        chief, worker = [start(adding(40, begun=begun, directory=tmp_path), index) for index in range(2)]
+        await job.until(lambda: len(begun_items) >= 10)
+        chief.link.fail(asyncstep.UnavailableError("the Dask worker is closing"))
+        await turns(10)
+        job.lose(chief.link)
+        await chief.ended.wait()
+        assert isinstance(chief.error, asyncstep.UnavailableError)
+        assert job.view.stop is None
+        second = start(adding(40, begun=begun, directory=tmp_path), 0)
+    assert second.result == all_of(40)
+
+
+async def test_a_worker_before_the_chief_waits_for_it() -> None:
+    """X: and then has its share of the items."""
+    job = LoopbackJob(2)
+    async with job.running() as start:
+        worker = start(adding(10), 1)
+        await turns()
+        chief = start(adding(10), 0)
+    assert chief.result == all_of(10)
+    assert worker.result == 0
+
+
+async def test_a_worker_without_a_chief_gives_up_after_max_wait() -> None:
+    """X: DeadlineExceededError, which says for whom it has waited."""
+    job = LoopbackJob(2)
+    async with job.running() as start:
+        worker = start(adding(10, max_wait=0.05), 1)
+    with pytest.raises(DeadlineExceededError, match="no chief of loopback after max_wait=0.05 s"):
+        assert worker.result
+
+
+async def test_a_worker_that_comes_when_the_chief_has_ended_stops_at_once() -> None:
+    """X: there is nothing left to be done."""
+    job = LoopbackJob(2)
+    reasons: list[Any] = []
+
+    async def late(task: TaskInfo) -> None:
+        with Graph():
+            parts = Parts(3)
+            session = session_of(task)
+        async with session:
+            await session.run(parts.add)
+        reasons.append(session.stop_reason)
+
+    async with job.running() as start:
+        job.change(done=frozenset({1}))  # so that the chief does not wait for it
+        chief = start(adding(3), 0)
+        await chief.ended.wait()
+        start(late, 1)
+    assert chief.result == all_of(3)
+    assert reasons[0].kind is StopKind.END_OF_DATA
