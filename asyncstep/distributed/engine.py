@@ -161,12 +161,16 @@ class JobEngine:
 
     def report_stop(self, life: Life) -> None:
         """Let the others know that this session stops."""
+        self.link.group.start_soon(self._report_stop, self.stop_of(life))
+
+    def stop_of(self, life: Life) -> Stop:
+        """The stop of this session, as the others are told of it."""
         reason = life.stop.reason
         assert reason is not None
         origin = reason.origin
         if not origin.startswith("worker "):
             origin = f"worker {self.link.task.index}" + (f": {origin}" if origin else "")
-        self.link.group.start_soon(self._report_stop, (str(reason.kind), reason.message, origin))
+        return str(reason.kind), reason.message, origin
 
     async def _report_stop(self, stop: Stop) -> None:
         if self.link.failure is None:
@@ -306,10 +310,9 @@ class Leading(Listening):
                 return
 
     def _stopped(self, life: Life) -> None:
-        reason = life.stop.reason
-        assert reason is not None and self._chief is not None
+        assert self._chief is not None
         if self._engine.link.failure is None:
-            self._chief.stop = (str(reason.kind), reason.message, reason.origin)
+            self._chief.stop = self._engine.stop_of(life)
         self._chief.wake()
         super()._stopped(life)
 
