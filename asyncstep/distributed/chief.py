@@ -274,13 +274,14 @@ class Chief:
         if taking is None:
             taking = step.takes[message.number] = Taking(Transaction(store, step.root, None))
             source = self._session.graph.sources[message.source]
-            self._group.start_soon(self._fetch, taking, source, store, name=f"take from {message.source}")
+            step.fetching += 1
+            self._group.start_soon(self._fetch, step, taking, source, store, name=f"take from {message.source}")
         if taking.reply is not None:
             return taking.reply
         taking.answers.append(answer)
         return None
 
-    async def _fetch(self, taking: Taking, source: Any, store: LocalStateStore) -> None:  # noqa: ASYNC910 - as `take`
+    async def _fetch(self, step: GuestStep, taking: Taking, source: Any, store: LocalStateStore) -> None:  # noqa: ASYNC910 - as `take`
         """Have an item given to a step, in a task of its own."""
         current.set(None)
         with taking.scope:
@@ -293,6 +294,7 @@ class Chief:
             taking.reply = Done()
         if taking.abandoned:
             taking.undo(Fate.GIVE_AGAIN)
+        step.fetched()
         answers, taking.answers = taking.answers, []
         for answer in answers:
             answer(Answer(self.stop, taking.reply))
@@ -374,14 +376,17 @@ class GuestStep:
         root: its transaction.
         takes: what it has asked the sources for, by its numbers.
         undone: the numbers of what it has given back.
+        fetching: how many of its takes wait for their item.
     """
 
-    __slots__ = ("root", "takes", "undone")
+    __slots__ = ("_over", "fetching", "root", "takes", "undone")
 
     def __init__(self, root: Transaction) -> None:
         self.root: Transaction = root
         self.takes: dict[int, Taking] = {}
         self.undone: set[int] = set()
+        self.fetching: int = 0
+        self._over = False
 
     def abandon(self) -> None:
         """Give all back that it has and has not committed; it is over."""
@@ -391,9 +396,20 @@ class GuestStep:
 
     def end(self) -> None:
         """It is over."""
-        self.root.finished = True
-        if self.root.at_end is not None:
-            self.root.over()
+        self._over = True
+        self._end_if_nothing_comes()
+
+    def fetched(self) -> None:
+        """One of its takes waits no more."""
+        self.fetching -= 1
+        self._end_if_nothing_comes()
+
+    def _end_if_nothing_comes(self) -> None:
+        """Until then a queue's item may be on its way to it, and is to go to another step before the data can end."""
+        if self._over and not self.fetching:
+            self.root.finished = True
+            if self.root.at_end is not None:
+                self.root.over()
 
 
 class Taking:
