@@ -476,3 +476,158 @@ async def test_a_worker_that_comes_when_the_chief_has_ended_stops_at_once() -> N
         start(late, 1)
     assert chief.result == all_of(3)
     assert reasons[0].kind is StopKind.END_OF_DATA
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("how", ["session", "step", "hook"])
+async def test_a_stop_reaches_every_program(index: int, how: str) -> None:
+    """X, S1, S4: from the chief and from a worker; who hears of it knows why, and all that was begun is committed."""
+    job = LoopbackJob(3)
+    begun: list[int] = []
+
+    class Stopper(SessionRunHook):
+        async def after_run(self, run_context: Any, run_values: Any) -> None:
+            if how == "hook" and run_values.global_step >= 10:
+                run_context.request_stop("enough")
+
+    async def program(task: TaskInfo) -> Any:
+        with Graph():
+            parts = Parts(10_000)
+            session = session_of(task, *([Stopper()] if task.index == index else []))
+
+        async def step(ctx: StepContext) -> None:
+            item = await ctx.session.run(parts.item)
+            begun.append(item)
+            await turns(3)
+            await ctx.run_with_hooks(parts.add, {parts.item: item})
+            if task.index == index and session.global_step >= 10:
+                if how == "session":
+                    session.request_stop("enough")
+                if how == "step":
+                    ctx.request_stop("enough")
+
+        async with session:
+            await session.loop(step, workers=2)
+            if task.is_chief:
+                items = await session.run_without_hooks(parts.items)
+                return session.stop_reason, items
+        return session.stop_reason, None
+
+    async with job.running() as start:
+        runs = [start(program, each) for each in range(3)]
+    assert [run.result[0].message for run in runs] == ["enough"] * 3
+    assert runs[0].result[1] == tuple(sorted(begun))
+    others = [run.result[0].origin for number, run in enumerate(runs) if number != index]
+    assert all(origin.startswith(f"worker {index}") for origin in others)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+async def test_an_error_of_one_program_stops_the_others(index: int) -> None:
+    """W2, X: the others finish the steps that they have begun, and end cleanly; the error is that program's."""
+    job = LoopbackJob(3)
+    failing = anyio.Event()
+
+    async def begun(task: TaskInfo, session: MonitoredSession, item: int) -> None:
+        await turns(5)
+        if task.index == index and item >= 10:
+            failing.set()
+            raise Oops("bad item")
+
+    async with job.running() as start:
+        runs = [start(adding(10_000, begun=begun, workers=1), each) for each in range(3)]
+    assert isinstance(runs[index].error, Oops)
+    assert [run.error for number, run in enumerate(runs) if number != index] == [None, None]
+    assert job.view.stop is not None
+    assert job.view.stop[0] == "error"
+    assert job.view.ended
+
+
+async def test_the_end_of_the_data_waits_for_steps_elsewhere() -> None:
+    """D5: the chief meets the end while a worker has the last items; it ends when those are committed."""
+    job = LoopbackJob(2)
+    met_end = anyio.Event()
+
+    async def begun(task: TaskInfo, session: MonitoredSession, item: int) -> None:
+        if task.index == 1:
+            await job.until(lambda: job.view.stop is not None)
+            await turns(50)
+            met_end.set()
+        else:
+            await job.until(lambda: any(isinstance(message, Take) for message in job.messages))
+        await turns(5)
+
+    async with job.running() as start:
+        chief, worker = [start(adding(10, begun=begun), index) for index in range(2)]
+    assert met_end.is_set()
+    assert chief.result == all_of(10)
+    assert worker.result == 0
+
+
+async def test_a_queue_ends_when_no_step_of_any_program_can_put() -> None:
+    """D5: a tree whose nodes are found by steps of all programs; each is visited once."""
+    job = LoopbackJob(3)
+    visited: dict[int, list[int]] = {0: [], 1: [], 2: []}
+
+    async def program(task: TaskInfo) -> Any:
+        with Graph():
+            numbers = queue([0], name="numbers")
+            children = asyncstep.placeholder("children")
+            put = numbers.put(children)
+            count = Variable(0, name="count").assign_add(1)
+            session = session_of(task)
+
+        async def step(ctx: StepContext) -> None:
+            number = await ctx.session.run(numbers)
+            await turns(5)
+            found = [child for child in (2 * number + 1, 2 * number + 2) if child < 100]
+            await ctx.run_with_hooks([put, count], {children: found})
+            visited[task.index].append(number)
+
+        async with session:
+            await session.loop(step, workers=3)
+            if task.is_chief:
+                return await session.run_without_hooks("count")
+        return session.stop_reason.kind  # type: ignore[union-attr]
+
+    async with job.running() as start:
+        runs = [start(program, index) for index in range(3)]
+    assert [run.result for run in runs] == [100, StopKind.END_OF_DATA, StopKind.END_OF_DATA]
+    assert sorted(sum(visited.values(), [])) == list(range(100))
+    assert all(visited.values())
+
+
+async def test_a_queue_does_not_wait_for_a_worker_that_was_killed() -> None:
+    """D5, X: its item is given to another step, which finds what it would have found."""
+    job = LoopbackJob(2)
+    holds = anyio.Event()
+
+    async def program(task: TaskInfo) -> Any:
+        with Graph():
+            numbers = queue([0], name="numbers")
+            children = asyncstep.placeholder("children")
+            put = numbers.put(children)
+            count = Variable(0, name="count").assign_add(1)
+            session = session_of(task)
+
+        async def step(ctx: StepContext) -> None:
+            number = await ctx.session.run(numbers)
+            if task.index == 1:
+                holds.set()
+                await anyio.sleep_forever()
+            found = [child for child in (2 * number + 1, 2 * number + 2) if child < 20]
+            await ctx.run_with_hooks([put, count], {children: found})
+
+        async with session:
+            if task.is_chief:
+                await holds.wait()
+            await session.loop(step, workers=2)
+            if task.is_chief:
+                return await session.run_without_hooks("count")
+        return None
+
+    async with job.running() as start:
+        chief, worker = start(program, 0), start(program, 1)
+        await holds.wait()
+        await turns(30)
+        worker.kill()
+    assert chief.result == 20
