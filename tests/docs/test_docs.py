@@ -14,6 +14,7 @@ import pytest
 import asyncstep
 import asyncstep.checkpoint
 import asyncstep.data
+import asyncstep.distributed
 import asyncstep.hooks
 import asyncstep.summary
 import asyncstep.testing
@@ -63,6 +64,7 @@ def test_every_link_inside_the_repository_leads_somewhere(page: Path) -> None:
         asyncstep,
         asyncstep.checkpoint,
         asyncstep.data,
+        asyncstep.distributed,
         asyncstep.hooks,
         asyncstep.summary,
         asyncstep.testing,
