@@ -275,7 +275,9 @@ class Chief:
             taking = step.takes[message.number] = Taking(Transaction(store, step.root, None))
             source = self._session.graph.sources[message.source]
             step.fetching += 1
-            self._group.start_soon(self._fetch, step, taking, source, store, name=f"take from {message.source}")
+            self._group.start_soon(
+                self._fetch, step, taking, source, store, name=f"take from {message.source}"
+            )
         if taking.reply is not None:
             return taking.reply
         taking.answers.append(answer)
