@@ -6,13 +6,16 @@ test wants it.
 
 from __future__ import annotations
 
+import asyncio
 import random
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+import sniffio
 
 import asyncstep
 from asyncstep import (
@@ -23,7 +26,6 @@ from asyncstep import (
     Graph,
     InvalidArgumentError,
     MonitoredSession,
-    Node,
     Recovery,
     SessionRunHook,
     StepContext,
@@ -35,7 +37,7 @@ from asyncstep import (
 from asyncstep.checkpoint import Saver
 from asyncstep.data import queue
 from asyncstep.distributed import TaskInfo
-from asyncstep.distributed.messages import Commit, Enter, Idle, Join, Leave, Read, Take, Undo, WasCommitted
+from asyncstep.distributed.messages import Commit, Idle, Join, Leave, Read, Take, Undo, WasCommitted
 from asyncstep.testing import RecordingHook
 
 from .loopback import LoopbackJob
@@ -50,7 +52,11 @@ class Oops(Exception):
 
 
 def session_of(
-    task: TaskInfo, *hooks: SessionRunHook, directory: Path | None = None, max_wait: float = 5.0, **options: Any
+    task: TaskInfo,
+    *hooks: SessionRunHook,
+    directory: Path | None = None,
+    max_wait: float = 5.0,
+    **options: Any,
 ) -> MonitoredSession:
     """The session of a program, on the graph that is being built."""
     creator = (
@@ -236,7 +242,9 @@ async def test_a_commit_whose_answer_is_lost_is_applied_once() -> None:
 
 
 @pytest.mark.parametrize("saved", [True, False])
-async def test_a_commit_whose_answer_was_lost_with_the_chief_is_applied_once(tmp_path: Path, saved: bool) -> None:
+async def test_a_commit_whose_answer_was_lost_with_the_chief_is_applied_once(
+    tmp_path: Path, saved: bool
+) -> None:
     """X: the chief is killed before it answers a commit, which is in the newest checkpoint, or not; in both cases it
     is in the state of the next chief once."""
     job = LoopbackJob(2)
@@ -291,7 +299,8 @@ async def test_a_worker_killed_in_mid_step_leaves_nothing_and_its_items_go_to_ot
         await turns(5)
 
     async with job.running() as start:
-        runs = [start(adding(12, begun=begun), index) for index in range(3)]
+        program = adding(12, begun=begun, stop_grace_period=0.2)
+        runs = [start(program, index) for index in range(3)]
         await holds.wait()
         runs[1].kill()
         await runs[1].ended.wait()
@@ -377,9 +386,9 @@ async def test_a_chief_killed_and_started_again_resumes_and_the_workers_go_on(tm
     async with job.running() as start:
         chief, *workers = [start(program, index) for index in range(3)]
         for number in range(3):
-            await job.until(lambda: len(begun_items) >= limit - 4)
+            await job.until(lambda: len(begun_items) >= limit - 4)  # noqa: B023
             await Saver().save(chiefs[number], tmp_path)
-            await job.until(lambda: len(begun_items) > limit)
+            await job.until(lambda: len(begun_items) > limit)  # noqa: B023
             chief.kill()
             await chief.ended.wait()
             limit += 15
@@ -416,24 +425,32 @@ async def test_a_chief_taken_for_lost_that_is_alive_goes_on_with_its_state() -> 
 async def test_a_chief_whose_process_ends_is_no_stop_of_the_others(tmp_path: Path) -> None:
     """X: its Dask worker closes, say; the program is started elsewhere and goes on, the workers never stopped."""
     job = LoopbackJob(2)
+    chiefs: list[MonitoredSession] = []
     begun_items: list[int] = []
+    gone = anyio.Event()
 
     async def begun(task: TaskInfo, session: MonitoredSession, item: int) -> None:
         begun_items.append(item)
         job.wake()
+        if len(begun_items) > 10:
+            await gone.wait()
         await turns(3)
 
+    program = adding(40, begun=begun, directory=tmp_path, opened=chiefs)
     async with job.running() as start:
-        chief, worker = [start(adding(40, begun=begun, directory=tmp_path), index) for index in range(2)]
-        await job.until(lambda: len(begun_items) >= 10)
+        chief, worker = start(program, 0), start(program, 1)
+        await job.until(lambda: len(begun_items) > 10)
+        await Saver().save(chiefs[0], tmp_path)
         chief.link.fail(asyncstep.UnavailableError("the Dask worker is closing"))
+        gone.set()
         await turns(10)
         job.lose(chief.link)
         await chief.ended.wait()
         assert isinstance(chief.error, asyncstep.UnavailableError)
         assert job.view.stop is None
-        second = start(adding(40, begun=begun, directory=tmp_path), 0)
+        second = start(program, 0)
     assert second.result == all_of(40)
+    assert worker.result == 1
 
 
 async def test_a_worker_before_the_chief_waits_for_it() -> None:
@@ -452,7 +469,7 @@ async def test_a_worker_without_a_chief_gives_up_after_max_wait() -> None:
     job = LoopbackJob(2)
     async with job.running() as start:
         worker = start(adding(10, max_wait=0.05), 1)
-    with pytest.raises(DeadlineExceededError, match="no chief of loopback after max_wait=0.05 s"):
+    with pytest.raises(DeadlineExceededError, match=r"no chief of loopback after max_wait=0\.05 s"):
         assert worker.result
 
 
@@ -592,7 +609,7 @@ async def test_a_queue_ends_when_no_step_of_any_program_can_put() -> None:
     async with job.running() as start:
         runs = [start(program, index) for index in range(3)]
     assert [run.result for run in runs] == [100, StopKind.END_OF_DATA, StopKind.END_OF_DATA]
-    assert sorted(sum(visited.values(), [])) == list(range(100))
+    assert sorted(item for items in visited.values() for item in items) == list(range(100))
     assert all(visited.values())
 
 
@@ -607,7 +624,7 @@ async def test_a_queue_does_not_wait_for_a_worker_that_was_killed() -> None:
             children = asyncstep.placeholder("children")
             put = numbers.put(children)
             count = Variable(0, name="count").assign_add(1)
-            session = session_of(task)
+            session = session_of(task, stop_grace_period=0.2)
 
         async def step(ctx: StepContext) -> None:
             number = await ctx.session.run(numbers)
@@ -631,3 +648,365 @@ async def test_a_queue_does_not_wait_for_a_worker_that_was_killed() -> None:
         await turns(30)
         worker.kill()
     assert chief.result == 20
+
+
+async def test_conflicting_updates_of_many_programs_are_never_lost() -> None:
+    """T5, T6: each is applied to what is committed then; global steps are unique and without gaps."""
+    job = LoopbackJob(4)
+    steps: list[int] = []
+
+    class Watch(SessionRunHook):
+        async def after_run(self, run_context: Any, run_values: Any) -> None:
+            steps.append(run_values.global_step)
+
+    async def program(task: TaskInfo) -> Any:
+        with Graph():
+            word = Variable("", name="word").update(lambda word, letter: word + letter, "abcd"[task.index])
+            session = session_of(task, Watch())
+        async with session:
+            async with anyio.create_task_group() as group:
+                for _ in range(15):
+                    group.start_soon(session.run, word)
+            if task.is_chief:
+                await job.until(lambda: job.view.done == {1, 2, 3})
+                return await session.run_without_hooks("word")
+        return None
+
+    async with job.running() as start:
+        chief, *_ = [start(program, index) for index in range(4)]
+    assert sorted(chief.result) == sorted("abcd" * 15)
+    assert sorted(steps) == list(range(1, 61))
+
+
+def alone_with_chief(
+    work: Callable[[MonitoredSession, Parts], Awaitable[Any]],
+    *hooks: SessionRunHook,
+    items: int = 5,
+    **options: Any,
+) -> Callable[[TaskInfo], Awaitable[Any]]:
+    """A program of two: the worker does the work, and returns what that does; the chief returns the state then."""
+
+    async def program(task: TaskInfo) -> Any:
+        with Graph():
+            parts = Parts(items)
+            session = session_of(task, *(() if task.is_chief else hooks), **options)
+        async with session:
+            if not task.is_chief:
+                return await work(session, parts)
+            company: Any = session.incarnation().company
+            await company.all_left()
+            values = await session.run_without_hooks([parts.items, parts.total, "global_step"])
+            return values, session.source_state("numbers")
+
+    return program
+
+
+async def in_two(
+    program: Callable[[TaskInfo], Awaitable[Any]], job: LoopbackJob | None = None
+) -> tuple[Any, Any]:
+    """What the chief and the worker of a program return."""
+    job = job or LoopbackJob(2)
+    async with job.running() as start:
+        chief, worker = start(program, 0), start(program, 1)
+    return chief.result, worker.result
+
+
+async def test_an_update_that_raises_at_the_chief_rolls_the_step_back() -> None:
+    """T5: it raises only with what another step has committed in between; the error is the worker's."""
+
+    def refuse(total: int) -> int:
+        if total == 100:
+            raise Oops("not on 100")
+        return total + 1
+
+    async def program(task: TaskInfo) -> Any:
+        with Graph():
+            total = Variable(0, name="total")
+            hundred, refusing = total.assign(100), total.update(refuse)
+            other = Variable(0, name="other").assign_add(1)
+            session = session_of(task)
+        async with session:
+            if task.is_chief:
+                await job.until(lambda: 1 in job.view.done)
+                return await session.run_without_hooks([total, "other", "global_step"])
+
+            async def step(ctx: StepContext) -> None:
+                await ctx.session.run([refusing, other])
+                await anyio.lowlevel.checkpoint()
+                go_on.set()
+                await disturbed.wait()
+
+            async def disturb() -> None:
+                await go_on.wait()
+                await session.run(hundred)
+                disturbed.set()
+
+            go_on, disturbed = anyio.Event(), anyio.Event()
+            async with anyio.create_task_group() as group:
+                group.start_soon(disturb)
+                with pytest.raises(Oops, match="not on 100") as error:
+                    await session.run_step_fn(step)
+        return error.value.__notes__
+
+    chief, notes = await in_two(program, job := LoopbackJob(2))
+    assert chief == [100, 0, 1]
+    assert "in an update of the variable 'total'" in notes
+
+
+async def test_a_function_that_cannot_be_sent_is_refused_by_name() -> None:
+    """The error names the variable and what to do; nothing was begun."""
+    lock = threading.Lock()
+
+    async def program(task: TaskInfo) -> None:
+        with Graph():
+            Variable(0, name="total").update(lambda total: total + bool(lock))
+            session = session_of(task)
+        async with session:
+            pass
+
+    job = LoopbackJob(2)
+    async with job.running() as start:
+        start(program, 0)
+        worker = start(program, 1)
+    assert isinstance(worker.error, InvalidArgumentError)
+    assert "variable 'total' cannot be sent to the chief" in str(worker.error)
+
+
+async def test_graphs_that_differ_are_refused_by_name() -> None:
+    """The error says what the chief's graph lacks."""
+
+    async def program(task: TaskInfo) -> None:
+        with Graph():
+            Variable(0, name="both")
+            if not task.is_chief:
+                Variable(0, name="mine")
+            session = session_of(task)
+        async with session:
+            pass
+
+    job = LoopbackJob(2)
+    async with job.running() as start:
+        start(program, 0)
+        worker = start(program, 1)
+    assert isinstance(worker.error, FailedPreconditionError)
+    assert "has no variables 'mine'" in str(worker.error)
+
+
+@pytest.mark.parametrize("kind", [Take, Read, Commit])
+@pytest.mark.parametrize("late", [0, 1, 2, 5])
+async def test_a_cancelled_step_is_committed_or_not_but_never_half(kind: type, late: int) -> None:
+    """T4, C4: cancelled while a message is under way; its item is given again if it has not committed."""
+    job = LoopbackJob(2)
+    scope = anyio.CancelScope()
+    cancelled: list[bool] = []
+
+    async def delay(message: Any) -> None:
+        if type(message) is kind and not scope.cancel_called:
+            scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await turns(late)
+        await turns(2)
+
+    async def work(session: MonitoredSession, parts: Parts) -> int:
+        job.delay = delay
+        with scope:
+            await session.run(parts.add)
+        cancelled.append(scope.cancelled_caught)
+        job.delay = lambda _: turns(0)
+        for _ in range(3):
+            await session.run(parts.add)
+        return session.global_step
+
+    (values, source_state), steps = await in_two(alone_with_chief(work), job)
+    done = 4 if kind is Commit else 3
+    assert cancelled == [kind is not Commit]  # what is committed is not taken back by what comes later
+    assert values == all_of(done)
+    assert steps == done
+    assert source_state.position == done
+    assert source_state.pending == ()
+
+
+@pytest.mark.parametrize("kind", [Take, Read, Commit])
+async def test_a_step_that_a_native_cancel_meets_is_committed_or_not_but_never_half(kind: type) -> None:
+    """C2, T4: the cancellation leaves the step in any case; a commit that is under way is made."""
+    if sniffio.current_async_library() != "asyncio":
+        pytest.skip("there are no native cancellations on trio")
+    job = LoopbackJob(2)
+    at_work: list[asyncio.Task[Any]] = []
+
+    async def delay(message: Any) -> None:
+        if type(message) is kind and at_work:
+            at_work.pop().cancel()
+        await turns(2)
+
+    async def work(session: MonitoredSession, parts: Parts) -> int:
+        job.delay = delay
+        task = asyncio.ensure_future(session.run(parts.add))
+        at_work.append(task)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        for _ in range(3):
+            await session.run(parts.add)
+        return session.global_step
+
+    (values, source_state), steps = await in_two(alone_with_chief(work), job)
+    done = 4 if kind is Commit else 3
+    assert (values, steps) == (all_of(done), done)
+    assert (source_state.position, source_state.pending) == (done, ())
+
+
+async def test_a_step_function_commits_in_parts() -> None:
+    """T3: each run with hooks commits what there is; what comes after it is rolled back by an error alone."""
+
+    async def work(session: MonitoredSession, parts: Parts) -> int:
+        async def step(ctx: StepContext) -> None:
+            await ctx.run_with_hooks(parts.add)
+            await ctx.run_with_hooks(parts.add)
+            await ctx.session.run(parts.add)
+            raise Oops
+
+        with pytest.raises(Oops):
+            await session.run_step_fn(step)
+        return session.global_step
+
+    (values, source_state), steps = await in_two(alone_with_chief(work))
+    assert values == [(0, 1), 1, 2]
+    assert steps == 2
+    assert (source_state.position, source_state.parked) == (2, (2,))
+
+
+async def test_runs_of_one_step_may_overlap() -> None:
+    """T3: five of them at once take five items, and commit together."""
+
+    async def work(session: MonitoredSession, parts: Parts) -> int:
+        async def step(ctx: StepContext) -> None:
+            async with anyio.create_task_group() as group:
+                for _ in range(5):
+                    group.start_soon(ctx.session.run, parts.add)
+
+        await session.run_step_fn(step)
+        return session.global_step
+
+    (values, source_state), _ = await in_two(alone_with_chief(work))
+    assert values[:2] == [(0, 1, 2, 3, 4), 10]
+    assert source_state.position == 5
+
+
+async def test_an_item_of_a_failed_step_is_parked() -> None:
+    """D1: an ordinary error of a worker's step; the chief says so, and so does the worker."""
+
+    async def work(session: MonitoredSession, parts: Parts) -> Any:
+        async def step(ctx: StepContext) -> None:
+            await ctx.session.run(parts.item)
+            raise Oops
+
+        await session.run(parts.add)
+        session.source_state(parts.item)
+        with pytest.raises(Oops):
+            await session.run_step_fn(step)
+        await session.run(parts.add)
+        return session.source_state(parts.item)
+
+    (values, source_state), known = await in_two(alone_with_chief(work))
+    assert values[0] == (0, 2)
+    assert (source_state.position, source_state.parked) == (1, (1,))
+    assert known == source_state
+
+
+async def test_only_the_chief_saves_and_restores() -> None:
+    """A worker is told where it can be done."""
+    refused: list[str] = []
+
+    async def work(session: MonitoredSession, parts: Parts) -> None:
+        with pytest.raises(FailedPreconditionError) as error:
+            session.snapshot()
+        refused.append(str(error.value))
+
+    await in_two(alone_with_chief(work))
+    assert "it can be saved only there" in refused[0]
+
+
+async def test_a_restore_of_the_chief_rolls_back_the_steps_of_workers() -> None:
+    """V2, T4: a step in flight is run again on what was restored; nothing of before is in it."""
+    job = LoopbackJob(2)
+    holds, restored, done = anyio.Event(), anyio.Event(), anyio.Event()
+    worked: list[int] = []
+
+    async def program(task: TaskInfo) -> Any:
+        with Graph():
+            parts = Parts(6)
+            session = session_of(task)
+        async with session:
+            if task.is_chief:
+                before = session.snapshot()
+                await holds.wait()
+                await session.restore(before)
+                restored.set()
+                await done.wait()
+                return await session.run_without_hooks([parts.items, parts.total, "global_step"])
+
+            async def step(ctx: StepContext) -> None:
+                item = await ctx.session.run(parts.item)
+                worked.append(item)
+                if item == 2 and not restored.is_set():
+                    holds.set()
+                    await restored.wait()
+                await ctx.run_with_hooks(parts.add, {parts.item: item})
+
+            for _ in range(5):
+                await session.run_step_fn(step)
+            done.set()
+            return session.recoveries
+
+    async with job.running() as start:
+        chief, worker = start(program, 0), start(program, 1)
+    assert worked == [0, 1, 2, 0, 1, 2]
+    assert worker.result == 1
+    assert chief.result == all_of(3)
+
+
+async def test_the_hooks_of_a_worker_are_called_in_order() -> None:
+    """R1: around the evaluation and the commit at the chief, whose global step they see."""
+    journal: list[str] = []
+    hooks = [RecordingHook("one", journal), RecordingHook("two", journal)]
+
+    async def work(session: MonitoredSession, parts: Parts) -> None:
+        journal.clear()
+        await session.run(parts.add)
+        journal.append("done")
+
+    await in_two(alone_with_chief(work, *hooks))
+    run = ["one.before_run", "two.before_run", "one.before_commit", "two.before_commit", "one.after_run"]
+    assert journal == [*run, "two.after_run", "done", "two.end", "one.end"]
+    assert [call.global_step for call in hooks[0].calls if call.point == "after_run"] == [1]
+
+
+async def test_the_closing_of_the_chief_waits_for_others_but_not_for_ever() -> None:
+    """L6, W1: a worker's step that goes on and on is refused by the chief, which has ended."""
+    job = LoopbackJob(2)
+    holds, chief_ended = anyio.Event(), anyio.Event()
+
+    async def program(task: TaskInfo) -> Any:
+        with Graph():
+            parts = Parts(5)
+            session = session_of(task, stop_grace_period=0.2 if task.is_chief else 5.0)
+        async with session:
+            if task.is_chief:
+                await holds.wait()
+                session.request_stop("enough")
+            else:
+
+                async def step(ctx: StepContext) -> None:
+                    await ctx.session.run(parts.add)
+                    holds.set()
+                    await chief_ended.wait()
+
+                await session.run_step_fn(step)
+        return session.stop_reason.message  # type: ignore[union-attr]
+
+    async with job.running() as start:
+        chief, worker = start(program, 0), start(program, 1)
+        await chief.ended.wait()
+        chief_ended.set()
+    assert chief.result == "enough"
+    assert worker.result == "enough"
