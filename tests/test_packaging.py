@@ -52,6 +52,7 @@ PUBLIC_NAMES = [
     "StopRequested",
     "UnavailableError",
     "Variable",
+    "WorkerSessionCreator",
     "create_global_step",
     "get_default_graph",
     "get_global_step",
@@ -110,10 +111,18 @@ def test_the_readme_example_runs_as_pasted(tmp_path: Path) -> None:
 
 def test_the_readme_example_resumes(tmp_path: Path) -> None:
     """The second block, in place of the first one's loop, leaves a checkpoint and goes on from it."""
-    example, resumable = blocks("python")
+    example, resumable, _ = blocks("python")
     head, _, _ = example.partition("async def main")
     assert run(head + resumable, tmp_path) == run(head + resumable, tmp_path) == "200 pages\n"
     assert [found.step for found in list_checkpoints(tmp_path / "checkpoints")][-1] == 200
+
+
+def test_the_readme_example_runs_in_two_processes(tmp_path: Path) -> None:
+    """X: the third block, in place of the first one's loop, does the same in processes of a local cluster."""
+    pytest.importorskip("distributed")
+    example, _, launched = blocks("python")
+    head, _, _ = example.partition("async def main")
+    assert run(head + launched, tmp_path) == "200 pages\n"
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
