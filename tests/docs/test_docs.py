@@ -20,7 +20,14 @@ import asyncstep.summary
 import asyncstep.testing
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")])
+PAGES = sorted(
+    [
+        ROOT / "README.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "examples").glob("*.md"),
+        *(ROOT / "asyncstep").rglob("*.md"),
+    ]
+)
 WITH_CODE = [page for page in PAGES if "```python" in page.read_text()]
 LINK = re.compile(r"(?<!`)\[[^\]\n]*\]\((?P<to>[^)\s]+)\)")
 
