@@ -188,7 +188,7 @@ async def _attempt_step_fn(
                     and take_out(error, life.session) is None
                     and not _is_end_of_data(error, life)
                 ):
-                    await _commit_rest(transaction)  # contract T3
+                    await _commit_rest(transaction)  # noqa: ASYNC102 - contract T3; a commit that is sent is shielded
                 raise
             await _commit_rest(transaction)
             return result

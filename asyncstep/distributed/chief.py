@@ -185,7 +185,7 @@ class Chief:
             missing = sorted(set(wanted) - set(known))
             if missing:
                 raise FailedPreconditionError(
-                    f"the {graph.described} of the chief has no {kind} {', '.join(map(repr, missing))}; every"
+                    f"{graph.described} of the chief has no {kind} {', '.join(map(repr, missing))}; every"
                     " program has to build the same graph (what only one of them needs, too)"
                 )
         if message.member not in self.members:

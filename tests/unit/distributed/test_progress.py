@@ -41,11 +41,18 @@ def chief(directory: Path | None, *, steps: int, checked: list[Any], then: anyio
 
 async def killed(job: LoopbackJob, program: Any, when: anyio.Event) -> None:
     """Run a program until the event, and end it as by a kill."""
-    async with anyio.create_task_group() as group:
-        group.start_soon(job.run, program, 0)
+    async with job.running() as start:
+        running = start(program, 0)
         await when.wait()
         await anyio.wait_all_tasks_blocked()
-        group.cancel_scope.cancel()
+        running.kill()
+
+
+async def ran(job: LoopbackJob, program: Any) -> None:
+    """Run a program to its end."""
+    async with job.running() as start:
+        running = start(program, 0)
+    assert running.result is None
 
 
 @pytest.mark.anyio
@@ -54,11 +61,9 @@ async def test_a_chief_does_not_begin_anew_what_was_committed() -> None:
     job, checked, done = LoopbackJob(1), list[Any](), anyio.Event()
     await killed(job, chief(None, steps=3, checked=checked, then=done), done)
     assert job.view.progress > 0
-    with pytest.raises(ExceptionGroup) as caught:
-        await job.run(chief(None, steps=3, checked=checked), 0)
-    (error,) = caught.value.exceptions
-    assert isinstance(error, FailedPreconditionError)
-    assert f"after step {job.view.progress}, and there is no checkpoint" in str(error)
+    with pytest.raises(FailedPreconditionError) as caught:
+        await ran(job, chief(None, steps=3, checked=checked))
+    assert f"after step {job.view.progress}, and there is no checkpoint" in str(caught.value)
     assert checked == [0]
 
 
@@ -68,7 +73,7 @@ async def test_a_chief_that_has_committed_nothing_begins_again() -> None:
     job, checked, opened = LoopbackJob(1), list[Any](), anyio.Event()
     await killed(job, chief(None, steps=0, checked=checked, then=opened), opened)
     assert job.view.progress == 0
-    await job.run(chief(None, steps=3, checked=checked), 0)
+    await ran(job, chief(None, steps=3, checked=checked))
     assert checked == [0, 0]
 
 
@@ -77,6 +82,6 @@ async def test_a_chief_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     """X, V5: the newest one is where the chief begins that is started again."""
     job, checked, done = LoopbackJob(1), list[Any](), anyio.Event()
     await killed(job, chief(tmp_path, steps=3, checked=checked, then=done), done)
-    await job.run(chief(tmp_path, steps=3, checked=checked), 0)
+    await ran(job, chief(tmp_path, steps=3, checked=checked))
     assert checked == [0, 3]
     assert job.view.progress > 0

@@ -18,12 +18,9 @@ pytestmark = pytest.mark.anyio
 
 async def run_all(program: Any, workers: int) -> dict[int, Any]:
     """What the programs of a job return, by index."""
-    job, results = LoopbackJob(workers), dict[int, Any]()
-    with anyio.fail_after(20):
-        async with anyio.create_task_group() as group:
-            for index in range(workers):
-                group.start_soon(job.run, program, index, results)
-    return results
+    async with LoopbackJob(workers).running() as start:
+        running = [start(program, index) for index in range(workers)]
+    return {index: each.result for index, each in enumerate(running)}
 
 
 async def test_a_worker_waits_for_a_step_that_others_make() -> None:
