@@ -164,6 +164,7 @@ class LaunchedJob:
         Raises:
             UnavailableError: the scheduler is gone.
         """
+        over = False
         while True:
             longest = self._lease / 3 + max(self._lease, PATIENCE)
             try:
@@ -175,7 +176,11 @@ class LaunchedJob:
                     raise self._scheduler_lost(error) from error
             self._version = view["version"]
             if view["cancelled"] and not view["lives"]:
-                await self._client.cancel(list(self._futures.values()), force=True)
+                # What a program has returned or raised at its end is on its way, and no later than the next view.
+                ending = set() if over else set(view["done"])
+                late = [future for index, future in self._futures.items() if index not in ending]
+                await self._client.cancel(late, force=True)
+                over = True
 
     async def _follow_again(self) -> dict[str, Any]:
         while True:
