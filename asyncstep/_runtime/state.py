@@ -11,7 +11,7 @@ from asyncstep._runtime.transaction import new_stamp, resolved
 from asyncstep.errors import AbortedError, SessionClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from asyncstep._graph.variable import Variable
     from asyncstep._runtime.plan import Plan
@@ -106,10 +106,13 @@ class StateStore:
         restored_step: the global step of that snapshot.
         stateful_hooks: the monitored session's hooks that have a state, by name.
         start_soon: starts a background task of the monitored session; None if there is none.
+        before_end: is awaited before a step is told of the end of the data; False if there may be more by then, as
+            when what another program was given has come back. None if nobody else takes part.
     """
 
     __slots__ = (
         "_changed",
+        "before_end",
         "changes",
         "closed",
         "committed",
@@ -138,6 +141,7 @@ class StateStore:
         self.restored_step: int | None = None
         self.stateful_hooks: dict[str, Stateful] = {}
         self.start_soon: Callable[..., None] | None = None
+        self.before_end: Callable[[Transaction], Awaitable[bool]] | None = None
         self.changes: int = 0
         self.closed: bool = False
         self.committed: bool = False
@@ -270,6 +274,7 @@ class LocalStateStore(StateStore):
         new.lineage, new.initial_forms = self.lineage, self.initial_forms
         new.restored_sources, new.restored_hooks, new.restored_step = dict(sources), hooks, step
         new.stateful_hooks, new.start_soon = self.stateful_hooks, self.start_soon
+        new.before_end = self.before_end
         new.changes = self.changes + 1
         new.committed = self.committed
         return new

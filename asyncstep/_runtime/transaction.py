@@ -277,9 +277,7 @@ class Transaction:
             The global step if its name is given; and the cancellation or interrupt that came while this waited,
             which the caller has to raise.
         """
-        parent, root = self.parent, self
-        while root.parent is not None:
-            root = root.parent
+        parent, root = self.parent, root_of(self)
         if parent is None:
             result = await self.store.send(self, root, step)
             self.finished = True
@@ -372,6 +370,13 @@ def _without(items: list[Items] | None, others: list[Items] | None) -> list[Item
 
 current: ContextVar[Transaction | None] = ContextVar("asyncstep_transaction", default=None)
 """The innermost transaction of the code that is running."""
+
+
+def root_of(transaction: Transaction) -> Transaction:
+    """The transaction of the step that one is a part of."""
+    while transaction.parent is not None:
+        transaction = transaction.parent
+    return transaction
 
 
 def live(transaction: Transaction | None) -> Transaction | None:

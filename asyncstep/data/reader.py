@@ -66,13 +66,20 @@ class Reader:
             OutOfRangeError: the last item has been given.
             SessionClosedError, AbortedError: the raw session was closed, or replaced, while this waited.
         """
-        taken = None
-        if not self._filling.locked() or (self._gives_again() and not self._queued):
-            taken = self._next(transaction)
-        if taken is None:
-            with traced("wait for items", WAIT):
-                while taken is None:
-                    taken = await self._wait(transaction)
+        while True:
+            try:
+                taken = None
+                if not self._filling.locked() or (self._gives_again() and not self._queued):
+                    taken = self._next(transaction)
+                if taken is None:
+                    with traced("wait for items", WAIT):
+                        while taken is None:
+                            taken = await self._wait(transaction)
+                break
+            except OutOfRangeError:
+                before_end = transaction.store.before_end
+                if before_end is None or await before_end(transaction):
+                    raise
         transaction.hold(taken)
         stream = self._stream
         try:

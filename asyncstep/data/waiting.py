@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
+from asyncstep._runtime.transaction import root_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -80,7 +82,7 @@ class Waiting:
 
     def join(self, transaction: Transaction) -> Step:
         """The step that a run belongs to; from now on until its end it may feed a queue."""
-        root = _step_of(transaction)
+        root = root_of(transaction)
         step = self._steps.get(root)
         if step is None:
             step = Step()
@@ -161,12 +163,6 @@ class Waiting:
         if not step.waits:
             self._free -= 1
         self._end_if_nobody_is_free()
-
-
-def _step_of(transaction: Transaction) -> Transaction:
-    while transaction.parent is not None:
-        transaction = transaction.parent
-    return transaction
 
 
 def _around(transaction: Transaction) -> Iterator[Transaction]:

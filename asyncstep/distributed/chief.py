@@ -18,7 +18,7 @@ import cloudpickle
 
 from asyncstep._graph.graph import GLOBAL_STEP
 from asyncstep._runtime.state import LocalStateStore, StateStore, SupersededError
-from asyncstep._runtime.transaction import Fate, Transaction, current
+from asyncstep._runtime.transaction import Fate, Transaction, current, root_of
 from asyncstep.distributed.messages import (
     Answer,
     Commit,
@@ -81,6 +81,9 @@ class Chief:
         self._group = group
         self._ledger = ledger
         self._changed: anyio.Event | None = None
+        self._at_end: list[Transaction] = []  # of the steps that wait in `before_end`
+        self._returned = 0  # how often items were given back
+        self._settled: anyio.Event | None = None
         self.stop: Stop | None = None
         self.members: dict[Member, Guest] = {}
         self.left: set[int] = set()
@@ -91,6 +94,9 @@ class Chief:
             reply = self._reply(message, answer)
         except Exception as error:
             reply = self._failure(error)
+        if self._settled is not None:
+            self._returned += isinstance(message, Undo)
+            self._look_again()
         if reply is not None:
             answer(Answer(self.stop, reply))
 
@@ -113,6 +119,39 @@ class Chief:
         if self._changed is None:
             self._changed = anyio.Event()
         await self._changed.wait()
+
+    async def before_end(self, transaction: Transaction) -> bool:
+        """Wait until no other program has items that it could give back, as one does that dies.
+
+        A step that waits here itself, and has items, gives none back before it has an answer: so it is not waited for.
+        Returns False if items were given back: then there are more, perhaps. Checkpoint: if it waits.
+        """
+        root, before = root_of(transaction), self._returned
+        self._at_end.append(root)
+        self._look_again()
+        try:
+            while self._others_hold_items() and not self._store.closed:
+                if self._settled is None:
+                    self._settled = anyio.Event()
+                await self._settled.wait()
+                if self._returned != before:
+                    return False
+            return True
+        finally:
+            self._at_end.remove(root)
+
+    def _others_hold_items(self) -> bool:
+        return any(
+            step.root not in self._at_end and any(taking.holds_items for taking in step.takes.values())
+            for guest in self.members.values()
+            for step in guest.steps.values()
+        )
+
+    def _look_again(self) -> None:
+        """Something has changed of which steps have items."""
+        if self._settled is not None:
+            self._settled.set()
+            self._settled = None
 
     def wake(self) -> None:
         """Let those go on that wait for a change."""
@@ -203,6 +242,8 @@ class Chief:
         for step in guest.steps.values():
             step.abandon()
         guest.steps.clear()
+        self._returned += 1
+        self._look_again()
         self.wake()
 
     def _step(self, message: Commit | Take | Enter, guest: Guest) -> GuestStep | None:
@@ -296,6 +337,8 @@ class Chief:
             taking.reply = Done()
         if taking.abandoned:
             taking.undo(Fate.GIVE_AGAIN)
+            self._returned += 1
+            self._look_again()
         step.fetched()
         answers, taking.answers = taking.answers, []
         for answer in answers:
@@ -435,6 +478,11 @@ class Taking:
         self.reply: Any = None
         self.answers: list[Answering] = []
         self.abandoned: bool = False
+
+    @property
+    def holds_items(self) -> bool:
+        """Whether there is something that would be given again if the program died."""
+        return bool(self.items or (self.reply is None and self.transaction.items))
 
     def undo(self, fate: Fate) -> None:
         """The step that asked for this is rolled back."""

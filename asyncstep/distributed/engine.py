@@ -275,6 +275,7 @@ class Leading(Listening):
         if LEDGER in self._session.store.restored_hooks:
             engine.ledger.load_state_dict(self._session.store.restored_hooks[LEDGER])
         self._chief = Chief(self._session, life, link.group, engine.ledger)
+        self._session.store.before_end = self._chief.before_end
         link.group.start_soon(self._serve, name="the chief")
         self._seat = await link.take_seat(self._receive)
         self._listen(life)

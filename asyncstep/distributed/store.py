@@ -17,7 +17,7 @@ import cloudpickle
 from asyncstep._graph.graph import GLOBAL_STEP
 from asyncstep._graph.variable import Update
 from asyncstep._runtime.state import SourceState, StateStore
-from asyncstep._runtime.transaction import Fate
+from asyncstep._runtime.transaction import Fate, root_of
 from asyncstep.data.queue_reader import takes_its_own
 from asyncstep.distributed.link import ChiefGoneError
 from asyncstep.distributed.messages import (
@@ -40,6 +40,7 @@ from asyncstep.distributed.messages import (
 )
 from asyncstep.errors import (
     AbortedError,
+    Error,
     FailedPreconditionError,
     InvalidArgumentError,
     OutOfRangeError,
@@ -256,9 +257,18 @@ class DistributedStateStore(StateStore):
 
     async def changed(self) -> None:
         """Wait until the chief tells of a commit that is not known here, or the store is closed. Checkpoint: always."""
+        self._link.group.start_soon(self._watch, name="watch for a commit")
+        await super().changed()
+
+    async def _watch(self) -> None:
         have = {name: self.stamps.get(name, 0) for name in self._reads}
-        known = await self._ask(Watch(self.member, _positive(have)))
-        self._learn(known.values)
+        try:
+            known = await self._ask(Watch(self.member, _positive(have)))
+            self._learn(known.values)
+        except Error:
+            if not self.closed:  # else that is what is waited for
+                raise
+        self._wake()
 
     def lose_chief(self, error: BaseException | str) -> None:
         """The state is gone, or this has no part in it any more; a recovery joins the next chief."""
@@ -560,13 +570,6 @@ class PutAway:
 
     def undone(self, _: Fate) -> None:
         """The chief was not told."""
-
-
-def root_of(transaction: Transaction) -> Transaction:
-    """The transaction of the step that one is a part of."""
-    while transaction.parent is not None:
-        transaction = transaction.parent
-    return transaction
 
 
 def _puts(transaction: Transaction | None, queue: str) -> bool:

@@ -119,6 +119,7 @@ class FarSession(Session):
         self.chief = chief
         serving = Chief(chief, life, group, Ledger("direct"))
         link: Any = DirectLink(serving, group)
+        chief.store.before_end = serving.before_end
         member = (1, next(joined))
         replies: list[Any] = []
         serving.receive(

@@ -560,17 +560,24 @@ async def test_an_error_of_one_program_stops_the_others(index: int) -> None:
 
 
 async def test_the_end_of_the_data_waits_for_steps_elsewhere() -> None:
-    """D5: the chief meets the end while a worker has the last items; it ends when those are committed."""
+    """D5: the chief asks for more while a worker has the last items; it ends when those are committed."""
     job = LoopbackJob(2)
-    met_end = anyio.Event()
+    held, rest, met_end = anyio.Event(), anyio.Event(), anyio.Event()
+    begun_items: dict[int, list[int]] = {0: [], 1: []}
 
     async def begun(task: TaskInfo, session: MonitoredSession, item: int) -> None:
+        begun_items[task.index].append(item)
         if task.index == 1:
-            await job.until(lambda: job.view.stop is not None)
+            if len(begun_items[1]) == 2:
+                held.set()
+            await rest.wait()
             await turns(50)
+            assert job.view.stop is None
             met_end.set()
         else:
-            await job.until(lambda: any(isinstance(message, Take) for message in job.messages))
+            await held.wait()
+            if len(begun_items[0]) == 8:
+                rest.set()
         await turns(5)
 
     async with job.running() as start:
@@ -1010,3 +1017,53 @@ async def test_the_closing_of_the_chief_waits_for_others_but_not_for_ever() -> N
         chief_ended.set()
     assert chief.result == "enough"
     assert worker.result == "enough"
+
+
+async def test_the_last_item_of_a_worker_that_dies_is_given_to_the_chief() -> None:
+    """X, D5: the data has not ended while a worker that may die has an item of it."""
+    job = LoopbackJob(2)
+    holds, alone = anyio.Event(), anyio.Event()
+    begun_items: list[int] = []
+
+    async def begun(task: TaskInfo, session: MonitoredSession, item: int) -> None:
+        if task.index == 1:
+            holds.set()
+            await anyio.sleep_forever()
+        await holds.wait()
+        begun_items.append(item)
+        if len(begun_items) == 5:
+            alone.set()
+
+    async with job.running() as start:
+        program = adding(6, begun=begun, workers=1)
+        chief, worker = start(program, 0), start(program, 1)
+        await alone.wait()
+        await anyio.wait_all_tasks_blocked()  # the chief's step asks for an item after the last one
+        assert job.view.stop is None
+        worker.kill()
+    items, total, _ = chief.result
+    assert (sorted(items), total) == (list(range(6)), sum(range(6)))
+
+
+async def test_steps_that_hold_an_item_and_wait_at_the_end_of_another_source_do_not_wait_for_each_other() -> (
+    None
+):
+    """D5: the end is told to all of them when nobody else has an item."""
+
+    async def program(task: TaskInfo) -> Any:
+        with Graph():
+            pair = [source(range(10), name="long"), source(range(3), name="short")]
+            session = session_of(task)
+
+        async def step(ctx: StepContext) -> None:
+            await ctx.run_with_hooks(pair)
+
+        async with session:
+            await session.loop(step, workers=3)
+        assert session.stop_reason is not None
+        return session.stop_reason.kind
+
+    job = LoopbackJob(2)
+    async with job.running() as start:
+        runs = [start(program, index) for index in range(2)]
+    assert [run.result for run in runs] == [StopKind.END_OF_DATA] * 2
