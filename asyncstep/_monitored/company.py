@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 from asyncstep.errors import InvalidArgumentError, InvalidTypeError, kind_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from asyncstep._graph.graph import Graph
     from asyncstep._monitored.life import Life
     from asyncstep._runtime.session import Session
@@ -31,15 +33,20 @@ class Company(Protocol):
     async def end(self) -> None:
         """The session has ended for good."""
 
+    def steps(self) -> Sequence[int]:
+        """How many steps each program has committed since the raw session began, by index; empty for a worker's."""
+
 
 class Engine(Protocol):
     """What runs this program as one of several.
 
     Attributes:
         master: its name, as `TaskInfo.master`.
+        index: the program's, as `TaskInfo.index`.
     """
 
     master: str
+    index: int
 
     def lead(self, session: Session, *, saved: bool) -> Company:
         """Let others take part in the state of a session of this program; `saved`: checkpoints of it are saved."""
@@ -54,6 +61,12 @@ class Engine(Protocol):
 
 current_engine: ContextVar[Engine | None] = ContextVar("asyncstep_engine", default=None)
 """The engine of the program that is running."""
+
+
+def program_index() -> int | None:
+    """Which of the programs of a launch is running here; None if none is."""
+    engine = current_engine.get()
+    return None if engine is None else engine.index
 
 
 def engine_of(master: object, whose: str) -> Engine:

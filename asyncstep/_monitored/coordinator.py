@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 import anyio
 
+from asyncstep._monitored.company import program_index
 from asyncstep._monitored.stop import (
     StopKind,
     is_interrupt,
@@ -209,6 +210,9 @@ class Coordinator:
 
     def open_trace(self, trace: Trace) -> None:
         """Record in it the steps that begin from now on, and what is going on beside them."""
+        program = program_index()
+        if program is not None:
+            trace.process = f"asyncstep, program {program}"
         self._activities = [span for span in self._activities if span.ended is None]
         for span in self._activities:
             trace.add(span)

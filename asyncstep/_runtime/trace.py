@@ -103,6 +103,7 @@ class Trace:
         dropped: how many there were beyond the limit, of steps that were recorded.
         dropped_steps: how many steps were not recorded at all, because it was full when they began.
         when_over: called once, when the trace is over.
+        process: what the process is called.
     """
 
     __slots__ = (
@@ -115,12 +116,14 @@ class Trace:
         "dropped_steps",
         "ended",
         "limit",
+        "process",
         "spans",
         "when_over",
     )
 
     def __init__(self, limit: int | None = None, *, closed: bool = False) -> None:
         self.limit: int | None = limit
+        self.process: str = "asyncstep"
         self.spans: list[Span] = []
         self.dropped: int = 0
         self.dropped_steps: int = 0

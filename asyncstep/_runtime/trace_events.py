@@ -152,7 +152,7 @@ def _events(trace: Trace) -> Iterator[dict[str, Any]]:
     rows = sorted({_row(each) for each in placed}, key=lambda row: (isinstance(row[0], str), row[0], row[1]))
     tids = {row: tid for tid, row in enumerate(rows, 1)}
     pid = os.getpid()
-    yield _named("process_name", pid, 0, name="asyncstep")
+    yield _named("process_name", pid, 0, name=trace.process)
     for (row, lane), tid in tids.items():
         title = f"worker {row}" if isinstance(row, int) else row
         yield _named("thread_name", pid, tid, name=f"{title}, beside {lane}" if lane else title)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -72,6 +73,7 @@ class Chief:
         stop: of the monitored session, once it has been asked to stop.
         members: who takes part.
         left: the indices of programs that took part and have left.
+        commits: how many steps each program has committed, by index.
     """
 
     def __init__(self, session: Session, owner: Owner | None, group: TaskGroup, ledger: Ledger) -> None:
@@ -87,6 +89,7 @@ class Chief:
         self.stop: Stop | None = None
         self.members: dict[Member, Guest] = {}
         self.left: set[int] = set()
+        self.commits: Counter[int] = Counter()
 
     def receive(self, message: Any, answer: Answering) -> None:
         """Do what a message asks for, and answer it, now or later."""
@@ -300,6 +303,8 @@ class Chief:
         for failed in message.parked:
             step.takes[failed].undo(Fate.PARK)
         self._ledger.add(message.member, message.step, message.number, number)
+        if message.monitored:
+            self.commits[guest.index] += 1
         if message.over:
             guest.steps.pop(message.step).abandon()
             guest.over.add(message.step)

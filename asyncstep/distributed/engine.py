@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections import deque
+from collections import Counter, deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from asyncstep.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from asyncstep._graph.graph import Graph
     from asyncstep._monitored.company import Company
@@ -61,6 +61,7 @@ class JobEngine:
     def __init__(self, link: Link) -> None:
         self.link: Link = link
         self.master: str = link.task.master
+        self.index: int = link.task.index
         self.ledger: Ledger = Ledger(link.task.master)
         self._life: Life | None = None
         self._company: Listening | None = None
@@ -228,6 +229,10 @@ class Listening:
             forget()
         self._forget.clear()
 
+    def steps(self) -> Sequence[int]:
+        """Nothing: the chief knows that."""
+        return ()
+
     async def loop_ended(self) -> None:  # noqa: ASYNC910 - nobody is waited for
         """Wait for nobody."""
 
@@ -251,6 +256,15 @@ class Leading(Listening):
         self._inbox: deque[tuple[Any, Callable[[Any], None]]] = deque()
         self._arrived: anyio.Event | None = None
         self._over = False
+        self._first_step = global_step(session.store)
+
+    def steps(self) -> Sequence[int]:
+        """How many steps each program has committed: those that no other one has are this one's own."""
+        task = self._engine.link.task
+        others = Counter[int]() if self._chief is None else self._chief.commits
+        done = [others[index] for index in range(task.num_workers)]
+        done[task.index] = max(global_step(self._session.store) - self._first_step - others.total(), 0)
+        return done
 
     async def begin(self, life: Life) -> None:
         """Take the seat: workers may join. Checkpoint: always.

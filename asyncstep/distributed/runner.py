@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,12 @@ def run_program(program: bytes, job: str, task: TaskInfo, backend: str) -> bytes
     worker = get_worker()
     secede()
     where = f"the program of worker {task.index} of {task.num_workers} on {worker.contact_address}"
-    return dump_outcome(_run(worker, program, job, task, backend, where), where)
+    thread = threading.current_thread()
+    former, thread.name = thread.name, f"{job}-{task.index}"  # for %(threadName)s in the format of log lines
+    try:
+        return dump_outcome(_run(worker, program, job, task, backend, where), where)
+    finally:
+        thread.name = former
 
 
 def _run(worker: Worker, program: bytes, job: str, task: TaskInfo, backend: str, where: str) -> Outcome:

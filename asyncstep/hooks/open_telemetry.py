@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from asyncstep._monitored.company import program_index
 from asyncstep._monitored.coordinator import Coordinator
 from asyncstep._monitored.hook import SessionRunArgs, SessionRunContext, SessionRunHook, SessionRunValues
 from asyncstep._monitored.stop import leaves
@@ -48,7 +49,8 @@ class OpenTelemetryHook(SessionRunHook):
 
     The metrics: the counters ``asyncstep.steps``, ``asyncstep.failures`` (of attempts, with ``error.type``) and
     ``asyncstep.recoveries``, and the histograms ``asyncstep.step.duration`` of committed steps and
-    ``asyncstep.checkpoint.duration`` of writing, in seconds.
+    ``asyncstep.checkpoint.duration`` of writing, in seconds. In a program of a launch all metrics and spans have
+    the attribute ``asyncstep.program``, its index.
 
     The hook uses OpenTelemetry's API only; what becomes of the data is up to the SDK that you set up. Needs
     ``pip install 'asyncstep[opentelemetry]'``.
@@ -78,7 +80,10 @@ class OpenTelemetryHook(SessionRunHook):
         self._trace = trace
         self._tracer = trace.get_tracer(SCOPE, tracer_provider=tracer_provider)
         self._current = CurrentSteps(trace, require("opentelemetry.context", "opentelemetry"))
-        self._measuring = Measuring(_Instruments(metrics.get_meter(SCOPE, meter_provider=meter_provider)))
+        index = program_index()
+        self._attributes: dict[str, int] = {} if index is None else {"asyncstep.program": index}
+        meter = metrics.get_meter(SCOPE, meter_provider=meter_provider)
+        self._measuring = Measuring(_Instruments(meter, self._attributes))
         self._node_spans = node_spans
         self._steps: dict[SessionRunContext, StepSpan] = {}
 
@@ -102,6 +107,7 @@ class OpenTelemetryHook(SessionRunHook):
             attributes={
                 "asyncstep.worker": run_context.worker,
                 "asyncstep.attempt": run_context.attempt,
+                **self._attributes,
             },
         )
         self._steps[run_context] = step = StepSpan(span, outer, began, time.monotonic())
@@ -211,9 +217,10 @@ def _outcome(error: BaseException, failure: str | None) -> str:
 
 
 class _Instruments:
-    """The metrics of one meter."""
+    """The metrics of one meter, with certain attributes."""
 
-    def __init__(self, meter: Any) -> None:
+    def __init__(self, meter: Any, attributes: dict[str, int]) -> None:
+        self._attributes = attributes
         counter, histogram = meter.create_counter, meter.create_histogram
         self._steps = counter("asyncstep.steps", "{step}", "Steps that have committed.")
         self._failures = counter("asyncstep.failures", "{failure}", "Attempts of steps that failed.")
@@ -235,17 +242,17 @@ class _Instruments:
 
     def step_committed(self, seconds: float) -> None:
         """One more step."""
-        self._steps.add(1)
-        self._step_seconds.record(seconds)
+        self._steps.add(1, self._attributes)
+        self._step_seconds.record(seconds, self._attributes)
 
     def step_failed(self, error_type: str) -> None:
         """One more failure."""
-        self._failures.add(1, {"error.type": error_type})
+        self._failures.add(1, {**self._attributes, "error.type": error_type})
 
     def session_recovered(self) -> None:
         """One more recovery."""
-        self._recoveries.add(1)
+        self._recoveries.add(1, self._attributes)
 
     def checkpoint_saved(self, seconds: float) -> None:
         """One more checkpoint."""
-        self._checkpoint_seconds.record(seconds)
+        self._checkpoint_seconds.record(seconds, self._attributes)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
+from asyncstep._monitored.company import program_index
 from asyncstep._monitored.coordinator import Coordinator
 from asyncstep._monitored.hook import SessionRunContext, SessionRunHook, SessionRunValues
 from asyncstep._runtime.session import Session
@@ -195,7 +196,8 @@ class TraceHook(SessionRunHook):
 
     It is for short programs: the trace holds the first 100,000 events, and the count of what came later; see
     `ProfilerHook` for what is in it, and for a loop that runs long. Put it first in the list of hooks: then it
-    ends last, with the last checkpoint in it. An error of writing is logged at WARNING.
+    ends last, with the last checkpoint in it. An error of writing is logged at WARNING. In a launch each program
+    writes its own: that of index 2 writes ``trace-2.json`` where the chief writes ``trace.json``.
 
     Raises:
         InvalidArgumentError, InvalidTypeError: `path` is no path of this machine.
@@ -231,9 +233,14 @@ class TraceHook(SessionRunHook):
             self._coord.close_trace(self._trace)
             self._trace.finish()
             files = _TraceFiles()
-            files.write(self._path, self._trace)
+            files.write(_of_program(self._path), self._trace)
             files.close()
             await files.written()
+
+
+def _of_program(path: Path) -> Path:
+    """The path, or one beside it in the programs of a launch that are not its chief's: they may share a directory."""
+    return path.with_stem(f"{path.stem}-{index}") if (index := program_index()) else path
 
 
 class _TraceFiles:

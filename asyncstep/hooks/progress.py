@@ -34,6 +34,10 @@ WINDOW: Final = 30.0
 """Seconds over which the rate is measured."""
 
 
+MOST_PROGRAMS: Final = 8
+"""How many programs are shown one by one."""
+
+
 class ProgressHook(SessionRunHook):
     """Show on stderr how far the session is: the step, the rate, the remaining time, values, the newest checkpoint.
 
@@ -47,7 +51,8 @@ class ProgressHook(SessionRunHook):
     On a terminal it is one live line, drawn by steps, ten times a second at most. What is printed meanwhile, and
     what is logged to the terminal, appears above it. Elsewhere it is a line for the first step, one every two
     seconds at first and every minute later, and one at the end. Several workers are shown as one: the global
-    step is that of them all. A session that goes on from a checkpoint begins there, and its rate is that of this
+    step is that of them all. The chief of a launch shows how many steps each program has committed, too; with more
+    than 8, the least and the most. A session that goes on from a checkpoint begins there, and its rate is that of this
     process. Nothing is written once the session has ended, in whatever way.
 
     Where two sessions would draw on one terminal at the same time, the second one's lines appear above the bar of
@@ -119,6 +124,7 @@ class ProgressHook(SessionRunHook):
             seconds=self._pace.seconds(now) if over else None,
             values=self._values,
             checkpoint=self._checkpoints.newest_step,
+            programs=() if self._session.company is None else self._session.company.steps(),
         )
 
     def _note_step(self) -> None:
@@ -174,6 +180,7 @@ class Progress:
         seconds: how long the session took, once it is over.
         values: what else to show.
         checkpoint: the global step of the newest one.
+        programs: how many steps each program of a launch has committed.
     """
 
     step: int
@@ -182,6 +189,7 @@ class Progress:
     seconds: float | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: int | None = None
+    programs: Sequence[int] = ()
 
     @property
     def done(self) -> float | None:
@@ -204,6 +212,13 @@ class Progress:
             yield "value", f"{name} = {short(value)}"
         if self.checkpoint is not None:
             yield "checkpoint", f"checkpoint {self.checkpoint:,}"
+        if len(self.programs) > MOST_PROGRAMS:
+            yield (
+                "programs",
+                f"{len(self.programs)} programs: {min(self.programs):,} to {max(self.programs):,}",
+            )
+        elif self.programs:
+            yield "programs", f"programs {' | '.join(f'{steps:,}' for steps in self.programs)}"
 
     def line(self) -> str:
         """All of it in one line of text."""
@@ -313,6 +328,7 @@ STYLES: Final = {
     "time": "progress.remaining",
     "value": "none",
     "checkpoint": "progress.elapsed",
+    "programs": "none",
 }
 
 

@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from asyncstep._monitored.company import program_index
 from asyncstep._monitored.coordinator import Coordinator
 from asyncstep._monitored.hook import SessionRunContext, SessionRunHook, SessionRunValues
 from asyncstep._runtime.session import Session
@@ -37,7 +38,8 @@ class PrometheusHook(SessionRunHook):
     - ``asyncstep_checkpoint_seconds``: a histogram of the time that writing a checkpoint took.
 
     The metrics belong to the registry: all hooks with the same registry and prefix count into the same ones, in
-    whatever threads and sessions they are. To tell sessions apart, give each a prefix. Publishing them is up to
+    whatever threads and sessions they are. To tell sessions apart, give each a prefix. In a program of a launch
+    each has the label ``program``, with the program's index. Publishing them is up to
     you, as by ``prometheus_client.start_http_server(8000)``. Needs ``pip install 'asyncstep[prometheus]'``.
 
     Raises:
@@ -60,7 +62,9 @@ class PrometheusHook(SessionRunHook):
                 "PrometheusHook: prefix must be of letters, digits, _ and :, and not begin with a digit;"
                 f" got {prefix!r}"
             )
-        self._measuring = Measuring(_collectors_of(registry, prefix))
+        index = program_index()
+        labels = {} if index is None else {"program": str(index)}
+        self._measuring = Measuring(_Children(_collectors_of(registry, prefix, tuple(labels)), labels))
 
     async def begin(self) -> None:
         """Forget the session before."""
@@ -84,13 +88,13 @@ class PrometheusHook(SessionRunHook):
 
 
 class _Collectors:
-    """The metrics of one prefix in one registry."""
+    """The metrics of one prefix in one registry, with labels of these names."""
 
-    def __init__(self, registry: CollectorRegistry, prefix: str) -> None:
+    def __init__(self, registry: CollectorRegistry, prefix: str, names: tuple[str, ...]) -> None:
         prometheus = require("prometheus_client", "prometheus")
 
         def made(kind: Any, name: str, text: str, *labels: str, **options: Any) -> Any:
-            return kind(f"{prefix}_{name}", text, labels, registry=None, **options)
+            return kind(f"{prefix}_{name}", text, (*names, *labels), registry=None, **options)
 
         counter, histogram = prometheus.Counter, prometheus.Histogram
         self.steps = made(counter, "steps", "Steps that have committed.")
@@ -104,22 +108,36 @@ class _Collectors:
         )
         _register(registry, list(vars(self).values()), prefix)
 
+
+class _Children:
+    """The metrics with certain labels: what one session counts."""
+
+    def __init__(self, collectors: _Collectors, labels: dict[str, str]) -> None:
+        def child(collector: Any) -> Any:
+            return collector.labels(**labels) if labels else collector
+
+        self._labels = labels
+        self._failures = collectors.failures
+        self._steps, self._recoveries = child(collectors.steps), child(collectors.recoveries)
+        self._step_seconds = child(collectors.step_seconds)
+        self._checkpoint_seconds = child(collectors.checkpoint_seconds)
+
     def step_committed(self, seconds: float) -> None:
         """One more step."""
-        self.steps.inc()
-        self.step_seconds.observe(seconds)
+        self._steps.inc()
+        self._step_seconds.observe(seconds)
 
     def step_failed(self, error_type: str) -> None:
         """One more failure."""
-        self.failures.labels(error_type).inc()
+        self._failures.labels(**self._labels, error=error_type).inc()
 
     def session_recovered(self) -> None:
         """One more recovery."""
-        self.recoveries.inc()
+        self._recoveries.inc()
 
     def checkpoint_saved(self, seconds: float) -> None:
         """One more checkpoint."""
-        self.checkpoint_seconds.observe(seconds)
+        self._checkpoint_seconds.observe(seconds)
 
 
 def _register(registry: CollectorRegistry, collectors: list[Any], prefix: str) -> None:
@@ -138,14 +156,14 @@ def _register(registry: CollectorRegistry, collectors: list[Any], prefix: str) -
 
 
 # A registry takes each name once, and there may be any number of sessions in a process, in several threads.
-_made: WeakKeyDictionary[CollectorRegistry, dict[str, _Collectors]] = WeakKeyDictionary()
+_made: WeakKeyDictionary[CollectorRegistry, dict[tuple[str, ...], _Collectors]] = WeakKeyDictionary()
 _making = threading.Lock()
 
 
-def _collectors_of(registry: CollectorRegistry, prefix: str) -> _Collectors:
-    """The metrics of that prefix in that registry; made when they are first asked for."""
+def _collectors_of(registry: CollectorRegistry, prefix: str, names: tuple[str, ...]) -> _Collectors:
+    """The metrics of that prefix and those labels in that registry; made when they are first asked for."""
     with _making:
         of_registry = _made.setdefault(registry, {})
-        if prefix not in of_registry:
-            of_registry[prefix] = _Collectors(registry, prefix)
-        return of_registry[prefix]
+        if (prefix, *names) not in of_registry:
+            of_registry[prefix, *names] = _Collectors(registry, prefix, names)
+        return of_registry[prefix, *names]
