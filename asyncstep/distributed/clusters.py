@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import dask
 from distributed import Client, LocalCluster
 from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.deploy import Cluster
@@ -68,6 +69,9 @@ def connected(cluster: Any, workers: int) -> Iterator[Client]:
         yield cluster
     elif cluster is None:
         with (
+            # So long after a process has died a local cluster forgets the one in its place, if that is not there then,
+            # as it happens when it has died, too.
+            dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"}),
             deaf_loop() as runner,
             _ended(_local_cluster(workers, runner)) as local,
             Client(local, set_as_default=False) as client,
