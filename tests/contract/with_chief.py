@@ -158,6 +158,8 @@ def with_a_chief(created: Callable[[Life], Awaitable[Session]]) -> Callable[[Lif
 
     async def create(life: Life) -> Session:
         raw = await created(life)
+        if life.sealed:
+            return raw  # nobody can join any more; it is about to be closed
         far = FarSession(raw, life)
         await far.__aenter__()
         far.store.start_soon, far.store.stateful_hooks = raw.store.start_soon, raw.store.stateful_hooks
