@@ -10,13 +10,16 @@ if TYPE_CHECKING:
 LEDGER = "asyncstep.distributed"
 """The name under which checkpoints have it, among the states of hooks."""
 
+MOST_MEMBERS = 10_000
+"""Of so many at most, commits are kept; a worker that has died asks no more, and nobody can tell that it will not."""
+
 
 class Ledger:
     """The commits of workers that they may still ask about, with the global step of each.
 
     It is a part of every checkpoint: a commit that is in one, and whose answer was lost with the chief, is
     known to the next chief, and so is not made a second time (contract X). There are no more of them than
-    there are steps under way.
+    there are steps under way, and a few of workers that have died.
 
     Args:
         job: what the numbers belong to; those of another job mean nothing to this one.
@@ -28,7 +31,12 @@ class Ledger:
 
     def add(self, member: Member, step: int, number: int, global_step: int | None) -> None:
         """A commit has been made."""
-        self._commits.setdefault(member, {})[step, number] = global_step
+        commits = self._commits.get(member)
+        if commits is None:
+            if len(self._commits) >= MOST_MEMBERS:
+                del self._commits[next(iter(self._commits))]
+            commits = self._commits[member] = {}
+        commits[step, number] = global_step
 
     def forget(self, member: Member, below: int) -> None:
         """The worker has the answers to all commits of steps below this one."""
