@@ -30,7 +30,7 @@ BOUND = 60.0
 
 KILLS_A_RUN = 3
 
-LATEST = ITEMS * 3 // 4
+LATEST = ITEMS * 9 // 10
 """A kill after the checkpoint of this step may come when nothing is left to be done."""
 
 
