@@ -169,6 +169,8 @@ class JobEngine:
         reason = life.stop.reason
         assert reason is not None
         origin = reason.origin
+        if (str(reason.kind), reason.message, origin) == self.link.view.stop:
+            return self.link.view.stop  # it is the job's, as a signal that launch was sent
         if not origin.startswith("worker "):
             origin = f"worker {self.link.task.index}" + (f": {origin}" if origin else "")
         return str(reason.kind), reason.message, origin
