@@ -47,11 +47,15 @@ def _passing_on(running: Running) -> Iterator[list[signal.Signals]]:
     """Take signals; those that came are in the list."""
     received: list[signal.Signals] = []
 
+    stopped = False
+
     def handle(number: int, _: FrameType | None) -> None:
+        nonlocal stopped
         received.append(signal.Signals(number))
         if len(received) == 1:
             running.stop("signal", "", received[0].name)
-        else:
+            stopped = True
+        if len(received) > 1 and stopped:  # one that comes in the middle of the first lets that be done
             restore()
             raise KeyboardInterrupt(received[-1])
 
