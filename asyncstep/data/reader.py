@@ -44,9 +44,8 @@ class Reader:
         self._again: list[tuple[int, Taken]] = []  # a heap, by the first position
         self._parked: set[int] = set()
         self._filling = anyio.Lock(fast_acquire=True)
-        self._queued: list[
-            anyio.CancelScope
-        ] = []  # of steps that wait for it; cancelled when there is no need to
+        # The scopes of the steps that wait for it, which are cancelled when there is no need to.
+        self._queued: list[anyio.CancelScope] = []
 
     def state(self) -> SourceState:
         """How far the source is."""
@@ -76,10 +75,14 @@ class Reader:
                         while taken is None:
                             taken = await self._wait(transaction)
                 break
-            except OutOfRangeError:
-                before_end = transaction.store.before_end
-                if before_end is None or await before_end(transaction):
-                    raise
+            except OutOfRangeError as error:
+                end = error
+            before_end = transaction.store.before_end
+            if before_end is None or await before_end(transaction):
+                try:
+                    raise end
+                finally:
+                    del end
         transaction.hold(taken)
         stream = self._stream
         try:

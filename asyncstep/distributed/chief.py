@@ -15,6 +15,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import cloudpickle
 
 from asyncstep._graph.graph import GLOBAL_STEP
@@ -127,8 +128,9 @@ class Chief:
         """Wait until no other program has items that it could give back, as one does that dies.
 
         A step that waits here itself, and has items, gives none back before it has an answer: so it is not waited for.
-        Returns False if items were given back: then there are more, perhaps. Checkpoint: if it waits.
+        Returns False if items were given back: then there are more, perhaps. Checkpoint: always.
         """
+        await anyio.lowlevel.checkpoint()
         root, before = root_of(transaction), self._returned
         self._at_end.append(root)
         self._look_again()
