@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import inspect
+import math
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
     Program = Callable[[TaskInfo], Awaitable[Any]]
 
 T = TypeVar("T")
+
+LONGEST_WAIT = 0.2
+"""Seconds that a signal may wait until it is handled."""
 
 
 def launch(
@@ -102,11 +107,11 @@ class Running:
 
     def _ended_within(self, timeout: float | None) -> bool:
         try:
-            return bool(concurrent.futures.wait([self._outcomes], timeout).done)
+            return wait_for(self._outcomes, timeout)
         except BaseException:
             start(self._client, self._job.cancel())
             try:
-                concurrent.futures.wait([self._outcomes])
+                wait_for(self._outcomes, None)
             finally:
                 self._outcomes.cancel()
             raise
@@ -186,6 +191,21 @@ def make_job(client: Client, program: Program, workers: int, backend: str) -> La
 def start(client: Client, coroutine: Any) -> Future[Any]:
     """Have something awaited in the client's event loop."""
     return asyncio.run_coroutine_threadsafe(coroutine, client.loop.asyncio_loop)
+
+
+def wait_for(future: Future[Any], timeout: float | None) -> bool:
+    """Wait until a future is done; False if it is not after so many seconds.
+
+    The system may give a signal to any thread of the process. Only the main one runs what Python has set to handle it,
+    and if another one took it, not before its own waiting ends: so it waits for a short time only, again and again.
+    """
+    end = math.inf if timeout is None else time.monotonic() + timeout
+    while not future.done():
+        left = end - time.monotonic()
+        if left <= 0:
+            return False
+        concurrent.futures.wait([future], min(left, LONGEST_WAIT))
+    return True
 
 
 def results(outcomes: list[Outcome], timed_out: float | None) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from contextlib import contextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from asyncstep.distributed.clusters import connected
@@ -46,13 +47,15 @@ def launch_until_signal(
 def _passing_on(running: Running) -> Iterator[list[signal.Signals]]:
     """Take signals; those that came are in the list."""
     received: list[signal.Signals] = []
-
+    numbers = count(1)
     stopped = False
 
     def handle(number: int, _: FrameType | None) -> None:
+        # Another signal may come, and be handled, between any two of these operations.
         nonlocal stopped
+        is_first = next(numbers) == 1
         received.append(signal.Signals(number))
-        if len(received) == 1:
+        if is_first:
             running.stop("signal", "", received[0].name)
             stopped = True
         if len(received) > 1 and stopped:  # one that comes in the middle of the first lets that be done

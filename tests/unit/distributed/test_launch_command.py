@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
@@ -197,7 +196,6 @@ def test_the_second_signal_cancels_the_programs(directory: Path) -> None:
     with start(directory, "programs:stays", "--workers", 2) as process:
         assert cast("IO[str]", process.stdout).readline() == "here\n"
         os.killpg(process.pid, signal.SIGINT)
-        time.sleep(1)  # nothing tells when the first has been passed on
         os.killpg(process.pid, signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM)
