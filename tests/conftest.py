@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--kills", type=int, default=56, help="how often tests/faults kills a process (default: %(default)s)"
     )
+
+
+def pytest_collection_finish() -> None:
+    """Spare every later collection of garbage all that the imports and the list of tests have left."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=list(BACKENDS.values()), ids=list(BACKENDS))
