@@ -163,7 +163,7 @@ async def test_workers_results_come_in_order(results: Results) -> None:
 
     async def work(ctx: StepContext) -> None:
         await ctx.run_with_hooks(anyio.lowlevel.checkpoint)
-        if session.global_step >= 100:
+        if session.global_step >= 1_000:
             ctx.request_stop()
 
     with Graph():
