@@ -227,6 +227,10 @@ async def serve(taking: bool, task: TaskInfo) -> tuple[float, float]:
     session, shared = new_session(task)
     fetched = shared.taken if taking else shared.count
     own = others = 0.0
+
+    async def step(ctx: a.StepContext) -> None:
+        await ctx.run_with_hooks(fetched)
+
     async with session:
         if task.is_chief:
             began = thread_time()
@@ -240,6 +244,5 @@ async def serve(taking: bool, task: TaskInfo) -> tuple[float, float]:
             session.request_stop("it is measured")
         elif task.index % 2:  # it is in the other process
             await all_began(session, shared, 1 + SENDERS)
-            while not session.should_stop():
-                await session.run(fetched)
+            await session.loop(step)
     return own * 1e6, others * 1e6

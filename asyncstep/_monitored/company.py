@@ -63,6 +63,10 @@ current_engine: ContextVar[Engine | None] = ContextVar("asyncstep_engine", defau
 """The engine of the program that is running."""
 
 
+in_loop: ContextVar[bool] = ContextVar("asyncstep_in_loop", default=False)
+"""Whether a worker of `session.loop` runs here, so that a step like this one is likely to follow it."""
+
+
 def program_index() -> int | None:
     """Which of the programs of a launch is running here; None if none is."""
     engine = current_engine.get()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from asyncstep._monitored.company import in_loop
 from asyncstep._monitored.run import begin_run
 from asyncstep._monitored.step import check_step_fn, recorded_step_fn, run_step_fn
 from asyncstep._monitored.stop import (
@@ -124,6 +125,7 @@ class _Crew:
 
     async def _worker(self, index: int, scope: anyio.CancelScope) -> None:  # noqa: ASYNC910 - each step has one
         life = self.life
+        in_loop.set(True)
         cancelled = anyio.get_cancelled_exc_class()  # noqa: ASYNC118 - of the loop that runs; read once
         try:
             while True:

@@ -33,10 +33,14 @@ Updates = tuple[Any, "Callable[..., Any]", tuple[Any, ...]]
 
 
 class Fate(enum.Enum):
-    """What becomes of the items of a transaction that is rolled back (contract D1)."""
+    """What becomes of the items of a transaction that is rolled back (contract D1).
+
+    What no step has seen, as the one did not begin that it was for, is given again as if for the first time.
+    """
 
     GIVE_AGAIN = "give again"
     PARK = "park"
+    NEVER_SEEN = "never seen"
 
 
 class Items(Protocol):

@@ -49,7 +49,7 @@ class Reader:
 
     def state(self) -> SourceState:
         """How far the source is."""
-        pending = [*self._given, *(taken for _, taken in self._again)]
+        pending = [*self._given, *(taken for _, taken in self._again if taken.seen)]
         return SourceState(
             self._positions.low,
             tuple(sorted(position for taken in pending for position in taken.positions())),
@@ -93,6 +93,38 @@ class Reader:
         if self._ahead is not None:
             self._ahead.taken()
         return values[0] if self._settings.batch is None else values
+
+    def take_now(self, transaction: Transaction) -> tuple[Any] | None:
+        """What `take` would give, if that needs no waiting and is neither an error nor an end; else nothing changes."""
+        if self._filling.locked() or self._queued:
+            return None
+        if self._again:
+            if not self._again[0][1].whole or self._again[0][1].failed:
+                return None
+        elif not self._has_whole():
+            return None
+        taken = self._next(transaction)
+        assert taken is not None
+        transaction.hold(taken)
+        try:
+            values = self._stream.load(taken.values)
+        except Exception:  # the step that is given them again shall have it
+            taken.failed = True
+            assert transaction.items is not None
+            transaction.items.remove(taken)
+            self._give_back(taken)
+            return None
+        if self._ahead is not None:
+            self._ahead.taken()
+        return (values[0] if self._settings.batch is None else values,)
+
+    def _has_whole(self) -> bool:
+        """Whether an item, or a whole batch of one epoch, is next in the queue, or can be read without waiting."""
+        stream, size = self._stream, self._size
+        while len(stream.queue) < size:
+            if (stream.queue and stream.queue[-1][0] < 0) or not stream.read_now(size - len(stream.queue)):
+                return False
+        return all(stream.queue[number][0] >= 0 for number in range(size))
 
     async def _wait(self, transaction: Transaction) -> Taken | None:
         """Wait for the turn to read, and read, or for what is given back; None if another step came before."""
@@ -147,6 +179,7 @@ class Reader:
         """
         transaction.store.check_open()  # what a closed stream gives is neither an item nor the end of the data
         taken = heapq.heappop(self._again)[1] if self._again else Taken(self)
+        taken.seen = True
         self._given.add(taken)
         try:
             if taken.whole or self._fill(taken, transaction):
@@ -223,11 +256,12 @@ class Reader:
 
     def undo(self, taken: Taken, fate: Fate) -> None:
         """The step that was given these has been rolled back."""
-        if fate is Fate.GIVE_AGAIN:
-            self._give_back(taken)
-        else:
+        if fate is Fate.PARK:
             self._given.discard(taken)
             self._parked.update(taken.positions())
+        else:
+            taken.seen = fate is Fate.GIVE_AGAIN
+            self._give_back(taken)
 
     def snapshot(self) -> dict[str, Any]:
         """How far the source is, as plain values for a checkpoint; what is not finished is pending (D2)."""
@@ -279,14 +313,16 @@ class Taken:
         values: what the stream loads the items from.
         whole: whether it has been given to a step; else it is still to be filled.
         failed: whether loading them has failed once.
+        seen: whether a step has had them, so that they are pending when they were given back.
     """
 
-    __slots__ = ("failed", "reader", "runs", "size", "values", "whole")
+    __slots__ = ("failed", "reader", "runs", "seen", "size", "values", "whole")
 
     def __init__(self, reader: Reader) -> None:
         self.reader: Reader = reader
         self.whole: bool = False
         self.failed: bool = False
+        self.seen: bool = True
         self.clear()
 
     def clear(self) -> None:

@@ -21,6 +21,7 @@ import cloudpickle
 from asyncstep._graph.graph import GLOBAL_STEP
 from asyncstep._runtime.state import LocalStateStore, StateStore, SupersededError
 from asyncstep._runtime.transaction import Fate, Transaction, current, root_of
+from asyncstep.data.reader import Reader
 from asyncstep.distributed.messages import (
     Answer,
     Commit,
@@ -272,7 +273,8 @@ class Chief:
         found = self._ledger.find(message.member, message.step, message.number)
         step = self._step(message, guest)
         if found is not None:
-            return Committed(found[0], {}, _newer(store, message.have), self._states(message.states))
+            given = _given_before(message.ahead, guest)
+            return Committed(found[0], {}, _newer(store, message.have), self._states(message.states), given)
         if step is None:
             return Gone("the chief takes the step for over that is committed")
         if message.owned and self._is_sealed:
@@ -312,7 +314,26 @@ class Chief:
             guest.over.add(message.step)
         kept = {name: store.stamps[name] for name in message.writes if name not in conflicts}
         have = {name: stamp for name, stamp in message.have.items() if name not in kept}
-        return Committed(number, kept, _newer(store, have), self._states(message.states))
+        given = None if message.ahead is None else self._give_ahead(message.ahead, guest, store)
+        return Committed(number, kept, _newer(store, have), self._states(message.states), given)
+
+    def _give_ahead(self, take: Take, guest: Guest, store: LocalStateStore) -> Given | None:
+        """Give a step that is yet to begin what it is going to take, if that is at hand."""
+        if self.stop is not None or self._is_sealed:
+            return None
+        reader = store.reader(self._session.graph.sources[take.source])
+        if not isinstance(reader, Reader):
+            return None
+        step = GuestStep(Transaction(store, None, None))
+        taking = Taking(Transaction(store, step.root, None))
+        found = reader.take_now(taking.transaction)
+        if found is None:
+            return None
+        taking.items = taking.transaction.items or []
+        given = taking.reply = Given(found[0])
+        step.takes[take.number] = taking
+        guest.steps[take.step] = step
+        return given
 
     def _take(self, message: Take, guest: Guest, store: LocalStateStore, answer: Answering) -> Any:
         step = self._step(message, guest)
@@ -374,7 +395,7 @@ class Chief:
             step.undone.add(number)
             taking = step.takes.get(number)
             if taking is not None:
-                taking.undo(Fate.PARK if message.parked else Fate.GIVE_AGAIN)
+                taking.undo(message.fate)
         if message.over:
             guest.steps.pop(message.step).abandon()
             guest.over.add(message.step)
@@ -499,6 +520,15 @@ class Taking:
         items, self.items = self.items, []
         for each in items:
             each.undone(fate)
+
+
+def _given_before(take: Take | None, guest: Guest) -> Given | None:
+    """What was given ahead with an answer that may have been lost."""
+    step = None if take is None else guest.steps.get(take.step)
+    if take is None or step is None:
+        return None
+    taking = step.takes.get(take.number)
+    return taking.reply if taking is not None and isinstance(taking.reply, Given) else None
 
 
 def _newer(store: LocalStateStore, have: Stamps) -> Values:

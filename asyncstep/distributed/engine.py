@@ -462,9 +462,9 @@ class Following(Listening):
         self.part()
         await self._store.flushed()
 
-    async def loop_ended(self) -> None:  # noqa: ASYNC910 - nobody is waited for
+    async def loop_ended(self) -> None:  # noqa: ASYNC910 - as that of the store
         """Tell the chief, who waits for that."""
-        self._store.say_idle()
+        await self._store.loop_ended()
 
 
 class Late(Listening):

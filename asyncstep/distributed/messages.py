@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from asyncstep._runtime.state import SourceState
+from asyncstep._runtime.transaction import Fate
 
 Member = tuple[int, int]
 """Who takes part: the life of a program (see `Link.life`), and how many times it has joined a chief."""
@@ -101,7 +102,8 @@ class Commit(NamedTuple):
     `monitored`: it is one of that session's runs, which has a global step; `items` are numbers of `Take`, `parked`
     those of runs that failed in the step; `puts` the names of queues, each with what is put; `functions` those that
     the chief has not been sent yet; `have` what the worker has of the variables that its steps read; `states` the
-    sources of which it wants to know how far they are.
+    sources of which it wants to know how far they are; `ahead` what the step after this one is going to take, which is
+    done if that is possible at once.
     """
 
     member: Member
@@ -119,16 +121,17 @@ class Commit(NamedTuple):
     functions: dict[int, bytes]
     have: Stamps
     states: tuple[str, ...]
+    ahead: Take | None = None
 
 
 class Undo(NamedTuple):
-    """Items were rolled back: numbers of `Take`, all to be parked, or all to be given again; `over`: so is the step."""
+    """Items were rolled back: numbers of `Take`, of which all have the same fate; `over`: so is the step."""
 
     member: Member
     step: int
     below: int
     numbers: tuple[int, ...]
-    parked: bool
+    fate: Fate
     over: bool
 
 
@@ -172,13 +175,15 @@ class Given(NamedTuple):
 class Committed(NamedTuple):
     """To `Commit`, and `WasCommitted`: the global step.
 
-    `kept` has the stamps of those written variables whose value is what the worker made of it.
+    `kept` has the stamps of those written variables whose value is what the worker made of it; `given` is what was
+    asked for with `ahead`, None if that has to be asked for again.
     """
 
     global_step: int | None
     kept: Stamps
     values: Values
     states: States
+    given: Given | None = None
 
 
 class Failed(NamedTuple):

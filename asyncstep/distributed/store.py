@@ -8,14 +8,18 @@ chief knows it when it comes a second time.
 from __future__ import annotations
 
 import itertools
+import math
 import time
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections import deque
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import anyio
+import anyio.lowlevel
 import cloudpickle
 
 from asyncstep._graph.graph import GLOBAL_STEP
 from asyncstep._graph.variable import Update
+from asyncstep._monitored.company import in_loop
 from asyncstep._runtime.state import SourceState, StateStore
 from asyncstep._runtime.transaction import Fate, root_of
 from asyncstep.data.queue_reader import takes_its_own
@@ -49,7 +53,7 @@ from asyncstep.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable
 
     from asyncstep._graph.graph import Graph
     from asyncstep._graph.variable import Variable
@@ -62,6 +66,9 @@ if TYPE_CHECKING:
 
 FRESH = 0.01
 """For so many seconds what the chief has said is taken for what is committed."""
+
+KEPT = 0.1
+"""For so many seconds an item is kept that was given ahead; then others may have it."""
 
 
 class DistributedStateStore(StateStore):
@@ -78,7 +85,9 @@ class DistributedStateStore(StateStore):
 
     __slots__ = (
         "_at",
+        "_expiry",
         "_functions",
+        "_given",
         "_left",
         "_link",
         "_next_chief",
@@ -90,7 +99,9 @@ class DistributedStateStore(StateStore):
         "_states",
         "_steps",
         "_told",
+        "_under_way",
         "_unsent",
+        "_usual",
         "member",
         "when_stopped",
     )
@@ -112,6 +123,10 @@ class DistributedStateStore(StateStore):
         self._next_chief = next_chief
         self._numbers = itertools.count(1)
         self._steps: dict[Transaction, OwnStep] = {}
+        self._under_way: dict[int, None] = {}  # the numbers of steps that are not over, in order
+        self._given: dict[str, deque[GivenAhead]] = {}  # by source
+        self._expiry: anyio.CancelScope | None = None
+        self._usual: str | None = None  # the source that the last step took its only item of
         self._reads: dict[str, None] = {GLOBAL_STEP: None}  # the variables that runs read, in order
         self._functions: dict[int, tuple[int, Callable[..., Any]]] = {}  # by id(); the function is kept alive
         self._unsent: dict[int, bytes] = {}
@@ -185,11 +200,13 @@ class DistributedStateStore(StateStore):
     def _commit_of(self, transaction: Transaction, root: Transaction, step: str | None) -> Commit:
         own = self._step_of(root)
         items = transaction.items or ()
+        own.commits += 1
+        ahead = self._ahead_of(own)
         return Commit(
             self.member,
             own.number,
             self._below(),
-            next(own.commits),
+            own.commits,
             transaction is root,
             transaction.owner is not None,
             step is not None,
@@ -201,6 +218,7 @@ class DistributedStateStore(StateStore):
             dict(self._unsent),
             _positive({name: self.stamps.get(name, 0) for name in (*self._reads, *transaction.writes)}),
             tuple(self._told),
+            ahead,
         )
 
     def _write(self, name: str, record: WriteRecord) -> Write:
@@ -225,6 +243,8 @@ class DistributedStateStore(StateStore):
         for each in transaction.failed_items or ():
             if isinstance(each, TakenAway):
                 each.told = True
+        if message.ahead is not None:
+            self._keep(message.ahead, committed.given)
         if committed.global_step is not None:
             self.values[GLOBAL_STEP] = max(committed.global_step, self.values[GLOBAL_STEP])
         self.committed = True
@@ -311,11 +331,24 @@ class DistributedStateStore(StateStore):
     async def take(self, source: str, transaction: Transaction, *, queue: bool) -> Any:
         """The next item of a source. Checkpoint: always."""
         self.check_open()
+        if source in self._given:
+            await anyio.lowlevel.checkpoint()
+            self.check_open()
+        inside = self._around(transaction)
+        begins = not queue and not inside and root_of(transaction) not in self._steps
+        if begins:
+            given = self._given_ahead(source)
+            if given is not None:
+                step = self._step_of(transaction, given.number)
+                step.began_with = source
+                transaction.hold(TakenAway(self, step, step.new_take()))
+                return given.value
         step = self._step_of(transaction)
         step.entered = step.entered or queue
-        taken = TakenAway(self, step, next(step.takes))
+        if begins:
+            step.began_with = source
+        taken = TakenAway(self, step, step.new_take())
         transaction.hold(taken)
-        inside = self._around(transaction)
         reply = await self._ask(Take(self.member, step.number, self._below(), inside, taken.number, source))
         match reply:
             case Given(value):
@@ -335,6 +368,55 @@ class DistributedStateStore(StateStore):
         """How far a source was when the chief was asked last; from now on it is asked."""
         self._told[source] = None
         return self._states[source]
+
+    # What is given ahead: an item for a step that begins as the one did with whose commit it came.
+
+    def _ahead_of(self, own: OwnStep) -> Take | None:
+        """What the next step of a loop is going to ask for, if it is like this one and the one before."""
+        source = own.began_with
+        if source is None or source != self._usual or not own.took_one or not in_loop.get():
+            return None
+        return Take(self.member, self._new_number(), self._below(), 0, 1, source)
+
+    def _keep(self, take: Take, given: Given | None) -> None:
+        if given is None or self.closed:
+            del self._under_way[take.step]
+            return
+        ahead = GivenAhead(take.step, given.value, time.monotonic())
+        self._given.setdefault(take.source, deque()).append(ahead)
+        if self._expiry is None:
+            self._expiry = anyio.CancelScope()
+            self._link.group.start_soon(self._return_late, self._expiry, name="return what was given ahead")
+
+    def _given_ahead(self, source: str) -> GivenAhead | None:
+        """What was given ahead of a source, for the step that begins."""
+        waiting = self._given.get(source)
+        if waiting is None:
+            return None
+        given = waiting.popleft()
+        if not waiting:
+            del self._given[source]
+        return given
+
+    async def _return_late(self, scope: anyio.CancelScope) -> None:
+        """Give back what no step has wanted in time."""
+        with scope:
+            while self._given:
+                first = min(waiting[0].at for waiting in self._given.values())
+                await anyio.sleep(max(0.0, first + KEPT - time.monotonic()))
+                self.return_given(time.monotonic() - KEPT)
+        if self._expiry is scope:
+            self._expiry = None
+
+    def return_given(self, until: float = math.inf) -> None:
+        """Give back what was given ahead, no later than that."""
+        for source, waiting in list(self._given.items()):
+            while waiting and waiting[0].at <= until:
+                step = OwnStep(waiting.popleft().number)
+                del self._under_way[step.number]
+                self.give_back(step, (1,), Fate.NEVER_SEEN, over=True)
+            if not waiting:
+                del self._given[source]
 
     # Messages that nobody waits for, or whose sending no cancellation may end.
 
@@ -374,31 +456,46 @@ class DistributedStateStore(StateStore):
         if not self._left:
             self._left = True
             self._post(Leave(self.member))
+        self._given.clear()  # the chief gives it to others, with all else that this one has
+        if self._expiry is not None:
+            self._expiry.cancel()
         super().close()
 
-    def say_idle(self) -> None:
-        """The session's loop has ended."""
-        if not self.closed:
-            self._post(Idle(self.member))
+    async def loop_ended(self) -> None:  # noqa: ASYNC910 - it waits if the chief is to be asked
+        """Tell the chief, who waits for that; give back what was given ahead. Checkpoint: if there was something."""
+        returned = bool(self._given)
+        self.return_given()
+        if self.closed:
+            return
+        self._post(Idle(self.member))
+        if returned and self._told:
+            known = await self._ask(Read(self.member, {}, (), tuple(self._told)))
+            self._states.update(known.states)
 
     def give_back(self, step: OwnStep, numbers: tuple[int, ...], fate: Fate, *, over: bool = False) -> None:
         """A step has been rolled back, or is over."""
         if not self.closed:
-            message = Undo(self.member, step.number, self._below(), numbers, fate is Fate.PARK, over)
+            message = Undo(self.member, step.number, self._below(), numbers, fate, over)
             self._post(message)
 
     # Steps and functions.
 
-    def _step_of(self, transaction: Transaction) -> OwnStep:
+    def _step_of(self, transaction: Transaction, number: int | None = None) -> OwnStep:
+        """The step of a transaction; if it has none yet it gets a number, which may be one that was kept for it."""
         transaction = root_of(transaction)
         step = self._steps.get(transaction)
         if step is None:
-            step = self._steps[transaction] = OwnStep(next(self._numbers))
+            step = self._steps[transaction] = OwnStep(self._new_number() if number is None else number)
             if transaction.finished:  # it has ended without waiting for this run
-                del self._steps[transaction]
+                del self._steps[transaction], self._under_way[step.number]
             else:
                 transaction.call_at_end(lambda: self._leave_step(transaction))
         return step
+
+    def _new_number(self) -> int:
+        number = next(self._numbers)
+        self._under_way[number] = None
+        return number
 
     def _around(self, transaction: Transaction) -> int:
         """The number of the step that the step of a transaction is run in; 0 if there is none."""
@@ -413,6 +510,8 @@ class DistributedStateStore(StateStore):
 
     def _leave_step(self, root: Transaction) -> None:
         step = self._steps.pop(root)
+        del self._under_way[step.number]
+        self._usual = step.began_with if step.took_one else None
         if step.entered and not step.over:
             self.give_back(step, (), Fate.GIVE_AGAIN, over=True)
 
@@ -422,7 +521,7 @@ class DistributedStateStore(StateStore):
         What a step has given back may be on its way longer than what a later step sends.
         """
         lowest = [post.step for post in self._posts if post.step is not None]
-        lowest += [step.number for step in itertools.islice(self._steps.values(), 1)]
+        lowest += itertools.islice(self._under_way, 1)
         return min(lowest) if lowest else next(self._numbers)
 
     def _number_of(self, name: str, function: Callable[..., Any]) -> int:
@@ -439,18 +538,44 @@ class OwnStep:
     Attributes:
         number: of the step.
         commits, takes: count those of the step.
+        began_with: the source that it asked for an item before anything else.
         entered: whether the chief waits for its end, because it may feed a queue.
         over: whether the chief knows that it is over.
     """
 
-    __slots__ = ("commits", "entered", "number", "over", "takes")
+    __slots__ = ("began_with", "commits", "entered", "number", "over", "takes")
 
     def __init__(self, number: int) -> None:
         self.number: int = number
-        self.commits: Iterator[int] = itertools.count(1)
-        self.takes: Iterator[int] = itertools.count(1)
+        self.commits: int = 0
+        self.takes: int = 0
+        self.began_with: str | None = None
         self.entered: bool = False
         self.over: bool = False
+
+    def new_take(self) -> int:
+        """The number of one more take."""
+        self.takes += 1
+        return self.takes
+
+    @property
+    def took_one(self) -> bool:
+        """Whether it began with an item, has asked for no other, and has committed that at once."""
+        return self.began_with is not None and self.takes == self.commits == 1
+
+
+class GivenAhead(NamedTuple):
+    """An item for a step that has not begun.
+
+    Attributes:
+        number: the step's.
+        value: the item.
+        at: when it came.
+    """
+
+    number: int
+    value: Any
+    at: float
 
 
 class Post:
