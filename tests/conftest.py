@@ -30,6 +30,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """Let be found again what refers to an object: Hypothesis asks for that, where it is first imported at the end."""
+    gc.unfreeze()
+
+
 @pytest.fixture(params=list(BACKENDS.values()), ids=list(BACKENDS))
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """The backend of a test marked `anyio`: asyncio, asyncio on uvloop, and trio, one after the other."""
