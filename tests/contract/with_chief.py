@@ -143,7 +143,7 @@ class FarSession(Session):
         await self.chief.restore(snapshot, strict=strict)
 
     def source_state(self, source: Any) -> SourceState:
-        self.store.return_given()  # as when a loop ends, and soon after if no other step has begun
+        self.store.ahead.return_all()  # as when a loop ends, and soon after if no other step has begun
         return self.chief.source_state(source)
 
     async def aclose(self) -> None:
