@@ -174,6 +174,10 @@ class DistributedStateStore(StateStore):
                 committed = await self._asked_the_next(message, post.error)
             else:
                 committed = self._checked(post.reply)
+        except BaseException:
+            if message.ahead is not None:
+                self.steps.drop(message.ahead.step)
+            raise
         finally:
             post.error = None
         if message.over:

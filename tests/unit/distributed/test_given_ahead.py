@@ -33,13 +33,18 @@ from .loopback import LoopbackJob, Program
 pytestmark = pytest.mark.anyio
 
 
+def append(done: tuple[Any, ...], item: Any) -> tuple[Any, ...]:
+    """How most tests change the variable."""
+    return (*done, item)
+
+
 class Parts:
     """The graph of the tests, in a `with Graph()`: a source, and a variable that lists what was taken."""
 
-    def __init__(self, items: Any, **settings: Any) -> None:
+    def __init__(self, items: Any, *, change: Callable[..., Any] = append, **settings: Any) -> None:
         self.item = source(items, name="items", **settings)
         self.done = Variable[tuple[Any, ...]]((), name="done")
-        self.add = self.done.update(lambda done, item: (*done, item), self.item)
+        self.add = self.done.update(change, self.item)
 
 
 def session_of(task: TaskInfo) -> MonitoredSession:
@@ -155,6 +160,31 @@ async def test_what_is_given_ahead_of_a_step_that_fails_is_given_again() -> None
     assert failed == {2, 5, 8, 11, 14, 17}
     assert done == tuple(range(20))
     assert state == SourceState(20, (), ())
+
+
+CALLS: Counter[int] = Counter()
+"""How often `add_the_third_time` was called for each item."""
+
+
+def add_the_third_time(done: tuple[Any, ...], item: int) -> tuple[Any, ...]:
+    """Works where the worker calls it, fails where the chief does, and works when the step is run again."""
+    CALLS[item] += 1
+    if item % 3 == 2 and CALLS[item] == 2:
+        raise AbortedError("once")
+    return (*done, item)
+
+
+async def test_nothing_is_kept_of_what_was_asked_for_with_a_commit_that_failed() -> None:
+    """L9: the chief hears that all steps before the last one are over, also where it has refused some."""
+    CALLS.clear()
+    job = LoopbackJob(2)
+    done, state = await run(job, looping(job, range(20), change=add_the_third_time))
+    assert done == tuple(range(20))
+    assert state == SourceState(20, (), ())
+    assert CALLS[19] == 2
+    assert CALLS[17] == 4
+    last = [message for message in job.messages if isinstance(message, Commit)][-1]
+    assert last.below == last.step
 
 
 async def test_what_no_step_has_seen_is_not_pending_after_the_loop() -> None:
