@@ -72,13 +72,15 @@ class Plan:
         self.nodes: tuple[Leaf, ...] = tuple(order)
         slots: dict[Leaf, int] = {leaf: slot for slot, leaf in enumerate((*self.fed, *order, *late))}
         self.late: tuple[str, ...] = tuple(variable.name for variable in late)
-        self.steps: tuple[Step, ...] = tuple(_step(node, slots) for node in order)
+        unseen = _unseen(order, leaves)
+        self.steps: tuple[Step, ...] = tuple(_step(node, slots, unseen) for node in order)
         self.inputs: tuple[tuple[int, ...], ...] = tuple(
             tuple(slots[needed] - self.first for needed in dependencies[node] if slots[needed] >= self.first)
             for node in order
         )
         self.outputs: tuple[int, ...] = tuple(slots[leaf] for leaf in leaves)
-        self.reads: tuple[str, ...] = tuple(dict.fromkeys((*self.late, *filter(None, map(_read_by, order)))))
+        reading = (_read_by(leaf) for leaf in order if leaf not in unseen)
+        self.reads: tuple[str, ...] = tuple(dict.fromkeys((*self.late, *filter(None, reading))))
         self.targets: tuple[Node[Any], ...] = tuple(
             dict.fromkeys(leaf.target for leaf in order if isinstance(leaf, StateNode))
         )
@@ -101,6 +103,19 @@ class Plan:
                     found[other].append(step)
             self._consumers = tuple(map(tuple, found))
         return self._consumers
+
+
+def _unseen(order: Sequence[Leaf], leaves: Sequence[Leaf]) -> frozenset[Leaf]:
+    """The updates whose values nothing in the plan asks for, as those that are only put into a group."""
+    seen: set[Leaf] = set(leaves)
+    for leaf in reversed(order):
+        if (
+            isinstance(leaf, Node)
+            and not isinstance(leaf, Group)
+            and (leaf in seen or not isinstance(leaf, After))
+        ):
+            seen.update(leaf.inputs)
+    return frozenset(leaf for leaf in order if isinstance(leaf, Update) and leaf not in seen)
 
 
 def _read_by(leaf: Leaf) -> str | None:
@@ -209,7 +224,7 @@ def _alone(steps: Sequence[Step], inputs: Sequence[Sequence[int]]) -> int:
     return earliest
 
 
-def _step(leaf: Leaf, slots: dict[Leaf, int]) -> Step:
+def _step(leaf: Leaf, slots: dict[Leaf, int], unseen: frozenset[Leaf]) -> Step:
     """How to call one node."""
     match leaf:
         case AdHoc(index=index):
@@ -221,7 +236,7 @@ def _step(leaf: Leaf, slots: dict[Leaf, int]) -> Step:
         case Assign():
             return (INLINE, _assign(leaf, slots), None)
         case Update():
-            return (INLINE, _update(leaf, slots), None)
+            return (INLINE, (_unseen_update if leaf in unseen else _update)(leaf, slots), None)
         case StateNode(apply=apply):
             args = _builder(leaf.args, slots)
             return (INLINE, lambda values, transaction: apply(transaction, args(values)), None)
@@ -270,6 +285,11 @@ def _update(node: Update[Any], slots: dict[Leaf, int]) -> Callable[[list[Any], A
         constants = node.args
         return lambda _, transaction: transaction.update(name, function, constants)
     return lambda values, transaction: transaction.update(name, function, args(values))
+
+
+def _unseen_update(node: Update[Any], slots: dict[Leaf, int]) -> Callable[[list[Any], Any], Any]:
+    name, function, args = node.variable.name, node.function, _builder(node.args, slots)
+    return lambda values, transaction: transaction.update_unseen(name, function, args(values))
 
 
 def _builder(value: Any, slots: dict[Leaf, int]) -> Callable[[list[Any]], Any]:

@@ -63,8 +63,17 @@ class Owner(Protocol):
         """A raw run inside one of its steps met the end of data (contract S7)."""
 
 
+class Unknown(enum.Enum):
+    """The value of a variable that an update makes of what is in another process, as long as nobody asks for it."""
+
+    UNKNOWN = enum.auto()
+
+
+UNKNOWN = Unknown.UNKNOWN
+
+
 class WriteRecord:
-    """What a transaction has written to one variable; never changed, only replaced."""
+    """What a transaction has written to one variable; never changed, only replaced, and made known when it is read."""
 
     __slots__ = ("base", "stamp", "updates", "value")
 
@@ -79,11 +88,14 @@ def resolved(name: str, record: WriteRecord, target: StateStore | Transaction) -
     """The record as it is to be written into `target`, its updates applied again if need be."""
     if record.updates is None or record.base == target.stamp(name):
         return record
-    base = target.stamp(name)
     value = target.read(name)
-    for function, args in reversed(list(_unlinked(record.updates))):
+    return WriteRecord(_updated(name, value, record.updates), target.stamp(name), record.updates)
+
+
+def _updated(name: str, value: Any, updates: Updates | None) -> Any:
+    for function, args in reversed(list(_unlinked(updates))):
         value = apply_update(name, function, value, args)
-    return WriteRecord(value, base, record.updates)
+    return value
 
 
 def _unlinked(updates: Updates | None) -> Iterable[tuple[Callable[..., Any], tuple[Any, ...]]]:
@@ -174,9 +186,13 @@ class Transaction:
     def read(self, name: str) -> Any:
         """The transaction's own last write of a variable, else the enclosing one's, else the committed value."""
         record = self.writes.get(name)
-        if record is not None:
-            return record.value
-        return self.store.values[name] if self.parent is None else self.parent.read(name)
+        if record is None:
+            return self.store.values[name] if self.parent is None else self.parent.read(name)
+        if record.value is UNKNOWN:
+            below: StateStore | Transaction = self.store if self.parent is None else self.parent
+            record.value = _updated(name, below.read(name), record.updates)
+            record.base = below.stamp(name)
+        return record.value
 
     def stamp(self, name: str) -> int:
         """The stamp of what `read` gives."""
@@ -195,7 +211,7 @@ class Transaction:
         updates: Updates | None = (None, function, args)
         record = self.writes.get(name)
         if record is not None:
-            value, base = record.value, record.base
+            value, base = self.read(name), record.base
             updates = record.updates and (record.updates, function, args)
         elif self.parent is None:
             value, base = self.store.values[name], self.store.stamps[name]
@@ -204,6 +220,18 @@ class Transaction:
         value = apply_update(name, function, value, args)
         self.writes[name] = WriteRecord(value, base, updates)
         return value
+
+    def update_unseen(self, name: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """Write ``function(current, *args)``, where nobody asks what that is.
+
+        So what is current need not be here if it is in another process: the function is called there, by the commit.
+        """
+        record = self.writes.get(name)
+        if not self.store.remote or (record is not None and record.value is not UNKNOWN):
+            self.update(name, function, args)
+        else:
+            before = None if record is None else record.updates
+            self.writes[name] = WriteRecord(UNKNOWN, 0, (before, function, args))
 
     def hold(self, items: Items) -> None:
         """Source items that were given to this transaction."""
@@ -237,8 +265,9 @@ class Transaction:
 
     def _over(self, target: Transaction, name: str, record: WriteRecord) -> WriteRecord:
         """This record, as a continuation of what `target` has written."""
-        record = resolved(name, record, target)
         before = target.writes.get(name)
+        if record.value is not UNKNOWN or (before is not None and before.value is not UNKNOWN):
+            record = resolved(name, record, target)
         if before is None or record.updates is None:
             return record
         updates = None if before.updates is None else _linked(before.updates, record.updates)

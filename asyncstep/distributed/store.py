@@ -7,6 +7,7 @@ chief knows it when it comes a second time.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -52,10 +53,13 @@ if TYPE_CHECKING:
     from asyncstep._runtime.transaction import Transaction, WriteRecord
     from asyncstep.data.queue_reader import QueueSettings
     from asyncstep.distributed.link import Link, Seat
-    from asyncstep.distributed.messages import Answer, Member, Stop, Values
+    from asyncstep.distributed.messages import Answer, Member, Stamps, Stop, Values
 
 FRESH = 0.01
 """For so many seconds what the chief has said is taken for what is committed."""
+
+WANTED = 1.0
+"""For so many seconds after a run has read a variable its newer values come with the answers to commits."""
 
 
 class DistributedStateStore(StateStore):
@@ -109,7 +113,9 @@ class DistributedStateStore(StateStore):
         self._link = link
         self._seat = seat
         self._next_chief = next_chief
-        self._reads: dict[str, None] = {GLOBAL_STEP: None}  # the variables that runs read, in order
+        self._reads: dict[str, float] = {
+            GLOBAL_STEP: math.inf
+        }  # the variables that runs read, and when the last did
         self._functions: dict[int, tuple[int, Callable[..., Any]]] = {}  # by id(); the function is kept alive
         self._unsent: dict[int, bytes] = {}
         self._sizes: dict[str, int] = {}
@@ -136,8 +142,7 @@ class DistributedStateStore(StateStore):
 
     async def prepare(self, plan: Plan, transaction: Transaction) -> None:
         self.check_open()
-        reads = self._reads
-        missing = any(name not in reads for name in plan.reads)
+        missing = any(name not in self._reads for name in plan.reads)
         queues = tuple(target.name for target in plan.targets)
         if queues:
             step = self.steps.of(transaction)
@@ -146,12 +151,16 @@ class DistributedStateStore(StateStore):
                 Enter(self.member, step.number, self.steps.below(), self.steps.around(transaction), queues)
             )
             self._sizes.update(known.sizes)
-        if missing or (plan.reads and time.monotonic() - self._at > FRESH):
-            have = {name: self.stamps.get(name, 0) for name in (*reads, *plan.reads)}
-            known = await self.ask(Read(self.member, _positive(have), (), tuple(self._told)))
-            reads.update(dict.fromkeys(plan.reads))
+        if not plan.reads:
+            return
+        now = time.monotonic()
+        if missing or now - self._at > FRESH:
+            known = await self.ask(Read(self.member, self._have(plan.reads), (), tuple(self._told)))
             self._learn(known.values)
             self._states.update(known.states)
+        for name in plan.reads:
+            if name != GLOBAL_STEP:
+                self._reads[name] = now
 
     def reader(self, source: Any) -> Reader:
         reader = self.readers.get(source.name)
@@ -204,7 +213,7 @@ class DistributedStateStore(StateStore):
             tuple(each.number for each in transaction.failed_items or () if isinstance(each, TakenAway)),
             tuple((each.queue, each.values) for each in items if isinstance(each, PutAway)),
             dict(self._unsent),
-            _positive({name: self.stamps.get(name, 0) for name in (*self._reads, *transaction.writes)}),
+            self._have(),
             tuple(self._told),
             ahead,
         )
@@ -266,15 +275,22 @@ class DistributedStateStore(StateStore):
                 self.values[name], self.stamps[name] = value, -stamp
                 self._wake()
 
+    def _have(self, names: Iterable[str] = ()) -> Stamps:
+        """What is here of the variables whose newer values are wanted: those of some names, and what runs read."""
+        too_long_ago = time.monotonic() - WANTED
+        for name in [name for name, at in self._reads.items() if at < too_long_ago]:
+            del self._reads[name]
+        # The chief's stamps: here they are negative, so that none is that of a write of this process.
+        return {name: -self.stamps.get(name, 0) for name in (*self._reads, *names)}
+
     async def changed(self) -> None:
         """Wait until the chief tells of a commit that is not known here, or the store is closed. Checkpoint: always."""
         self._link.group.start_soon(self._watch, name="watch for a commit")
         await super().changed()
 
     async def _watch(self) -> None:
-        have = {name: self.stamps.get(name, 0) for name in self._reads}
         try:
-            known = await self.ask(Watch(self.member, _positive(have)))
+            known = await self.ask(Watch(self.member, self._have()))
             self._learn(known.values)
         except Error:
             if not self.closed:  # else that is what is waited for
@@ -366,11 +382,6 @@ def ended(store: StateStore | None = None) -> SessionClosedError:
     error = SessionClosedError("the chief's session has ended, and the state with it")
     error.session = store
     return error
-
-
-def _positive(stamps: dict[str, int]) -> dict[str, int]:
-    """The chief's stamps: here they are negative, so that none is that of a write of this process."""
-    return {name: -stamp for name, stamp in stamps.items()}
 
 
 def _pickled(name: str, function: Callable[..., Any]) -> bytes:

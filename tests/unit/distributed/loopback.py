@@ -38,6 +38,7 @@ class LoopbackJob:
         repeated: is asked for each message whether it is to arrive twice.
         delay: is awaited before each message is delivered.
         messages: all that were received.
+        answers: all that were given.
         partitioned: the lives whose messages do not get through.
     """
 
@@ -51,6 +52,7 @@ class LoopbackJob:
         self.repeated: Callable[[Any], bool] = lambda _: False
         self.delay: Callable[[Any], Awaitable[None]] = at_once
         self.messages: list[Any] = []
+        self.answers: list[Any] = []
         self.partitioned: set[int] = set()
         self.lives = 0
         self.epochs = 0
@@ -277,6 +279,7 @@ class LoopbackLink:
 
         def answer(reply: Any) -> None:
             answers.append(cloudpickle.dumps(reply))
+            self.job.answers.append(reply)
             told.set()
 
         message = pickle.loads(frozen)

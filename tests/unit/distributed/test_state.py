@@ -77,7 +77,7 @@ class Parts:
 
     Attributes:
         item: the source.
-        add: adds the item to `total` and to `items`.
+        add: adds the item to `total`, and looks at the sum, and to `items`.
     """
 
     def __init__(self, items: int) -> None:
@@ -85,7 +85,7 @@ class Parts:
         self.total = Variable(0, name="total")
         self.items = Variable[tuple[int, ...]]((), name="items")
         self.add = asyncstep.group(
-            self.total.update(lambda total, item: total + item, self.item),
+            asyncstep.op(bool)(self.total.update(lambda total, item: total + item, self.item)),
             self.items.update(add_item, self.item),
         )
 
