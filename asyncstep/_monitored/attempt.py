@@ -20,11 +20,10 @@ from asyncstep._runtime.transaction import Fate, Transaction, current, live
 from asyncstep.errors import InvalidTypeError, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from anyio import CancelScope
 
-    from asyncstep._monitored.hook import SessionRunHook
     from asyncstep._monitored.life import Life
     from asyncstep._runtime.session import Session
 
@@ -48,7 +47,7 @@ async def attempt_run(context: SessionRunContext, raw: Session, step: Transactio
     if before is not None:
         before = live(before)
     transaction = Transaction(store, step, before, life)
-    transaction.counts = life.counts_steps
+    transaction.counts, remote = life.counts_steps, store.remote
     current.set(transaction)
     context._session = raw
     cancellation: BaseException | None = None  # came while the commit was under way to another process
@@ -58,14 +57,14 @@ async def attempt_run(context: SessionRunContext, raw: Session, step: Transactio
             if options is not None and options.timeout is not None:
                 values = await _evaluate_in_time(context, transaction, options.timeout)
             else:
-                asked: list[Asked] = []
-                for place, hook, method in table.before_run:
+                asked: tuple[Asked, ...] = ()
+                for place, method in table.before_run:
                     context._place = place
                     args = await method(context)
                     if args is not None:
-                        asked.append((place, _checked_args(args, hook)))
+                        asked = (*asked, (place, _checked_args(args, context)))
                 context._told_all = True
-                if asked or options is not None or table.before_commit or store.remote:
+                if asked or remote or options is not None or table.before_commit:
                     values = await _evaluate_for_all(context, transaction, asked, None)
                 elif (request := raw.request_for(context._fetches, context._feeds)).sole is None:
                     outputs = await evaluate(request.plan, [*request.fed], request.functions, transaction)
@@ -77,7 +76,7 @@ async def attempt_run(context: SessionRunContext, raw: Session, step: Transactio
                     except Exception as error:
                         name_node(error, request.plan, 0, ())
                         raise
-            if store.remote:
+            if remote:
                 number, cancellation = await transaction.send(GLOBAL_STEP)
             else:
                 number = transaction.commit(GLOBAL_STEP)  # there is no await in it (contract R1e)
@@ -97,7 +96,7 @@ async def attempt_run(context: SessionRunContext, raw: Session, step: Transactio
                 context._place = -1
                 await _after_run_rest(context, plain, values, cancellation)
                 raise_as_is(cancellation)
-            for place, _, method in table.after_run:
+            for place, method in table.after_run:
                 context._place = place
                 try:
                     await method(context, plain if values is None else values.of(place))
@@ -127,11 +126,11 @@ async def _evaluate_in_time(
     """
     asked: list[Asked] = []
     with deadline(seconds) as scope:
-        for place, hook, method in context._table.before_run:
+        for place, method in context._table.before_run:
             context._place = place
             args = await method(context)
             if args is not None:
-                asked.append((place, _checked_args(args, hook)))
+                asked.append((place, _checked_args(args, context)))
         context._told_all = True
         values = await _evaluate_for_all(context, transaction, asked, scope)
     return values  # noqa: RET504 - a type checker takes it that `deadline` may swallow what is raised in it
@@ -140,7 +139,7 @@ async def _evaluate_in_time(
 async def _evaluate_for_all(
     context: SessionRunContext,
     transaction: Transaction,
-    asked: list[Asked],
+    asked: Sequence[Asked],
     scope: CancelScope | None,
 ) -> HookValues:
     """One evaluation of what the caller and the hooks want; then every before_commit.
@@ -167,7 +166,7 @@ async def _evaluate_for_all(
         outputs = await raw.evaluate(request, transaction, options, values.metadata)
         context._result, *results = request.results(outputs)
         values.results = dict(zip(askers, results, strict=True))
-        for place, _, method in context._table.before_commit:
+        for place, method in context._table.before_commit:
             context._place = place
             await method(context, values.of(place))
     return values
@@ -184,12 +183,17 @@ def _extend(scope: CancelScope, asked: RunOptions | None, options: RunOptions | 
         scope.deadline += options.timeout - asked.timeout
 
 
-def _checked_args(args: object, hook: SessionRunHook) -> SessionRunArgs:
+def _checked_args(args: object, context: SessionRunContext) -> SessionRunArgs:
     if isinstance(args, SessionRunArgs):
         return args
     raise InvalidTypeError(
-        f"before_run of {type(hook).__name__} must return SessionRunArgs or None, not {kind_of(args)}"
+        f"before_run of {_hook_name(context)} must return SessionRunArgs or None, not {kind_of(args)}"
     )
+
+
+def _hook_name(context: SessionRunContext) -> str:
+    """The class of the hook that is being called."""
+    return type(context._table.hooks[context._place]).__name__
 
 
 async def _after_run_rest(
@@ -201,10 +205,10 @@ async def _after_run_rest(
     """
     errors = [first]
     failed = context._place
-    for place, hook, method in context._table.after_run:
+    for place, method in context._table.after_run:
         if place > failed:
             context._place = place
-            name = f"after_run of {type(hook).__name__}"
+            name = f"after_run of {_hook_name(context)}"
             given = plain if values is None else values.of(place)
             await _shielded(context._life, name, errors.append, method, context, given)
     final = most_urgent(errors, anyio.get_cancelled_exc_class(), "hooks failed in after_run")
@@ -226,11 +230,11 @@ async def _failed(context: SessionRunContext, transaction: Transaction, error: B
         return
     raised = [error]
     last = len(table.hooks) if context._told_all else context._place
-    for place, hook, method in table.on_run_error:
+    for place, method in table.on_run_error:
         if place > last:
             break
         context._place = place
-        name = f"on_run_error of {type(hook).__name__}"
+        name = f"on_run_error of {_hook_name(context)}"
         await _shielded(life, name, partial(_log_or_keep, name, raised), method, context, error)
     final = most_urgent(raised, anyio.get_cancelled_exc_class(), "hooks were told of the failure of a run")
     try:

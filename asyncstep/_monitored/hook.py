@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from asyncstep._monitored.life import Life
     from asyncstep._runtime.session import Session
 
-    Overridden = tuple[tuple[int, "SessionRunHook", Callable[..., Awaitable[Any]]], ...]
+    Overridden = tuple[tuple[int, Callable[..., Awaitable[Any]]], ...]
 
 
 @final
@@ -237,7 +237,7 @@ class HookTable:
 def _overridden(hooks: Sequence[SessionRunHook], point: str) -> Overridden:
     default = getattr(SessionRunHook, point)
     return tuple(
-        (place, hook, getattr(hook, point))
+        (place, getattr(hook, point))
         for place, hook in enumerate(hooks)
         if getattr(getattr(hook, point), "__func__", None) is not default
     )

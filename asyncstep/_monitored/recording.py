@@ -23,7 +23,7 @@ from asyncstep._runtime.options import RunMetadata, RunOptions
 from asyncstep._runtime.trace import HOOK, STEP, active, recorded, traced
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from asyncstep._monitored.hook import Overridden
     from asyncstep._monitored.life import Life
@@ -71,17 +71,20 @@ def _recorded(context: SessionRunContext) -> recorded:
 
 def _recorded_table(table: HookTable) -> HookTable:
     new = HookTable((_Asking(), *table.hooks))
-    new.before_run = _timed("before_run", new.before_run)
-    new.before_commit = _timed("before_commit", new.before_commit)
-    new.after_run = _timed("after_run", new.after_run)
-    new.on_run_error = _timed("on_run_error", new.on_run_error)
+    new.before_run = _timed("before_run", new.before_run, new.hooks)
+    new.before_commit = _timed("before_commit", new.before_commit, new.hooks)
+    new.after_run = _timed("after_run", new.after_run, new.hooks)
+    new.on_run_error = _timed("on_run_error", new.on_run_error, new.hooks)
     return new
 
 
-def _timed(point: str, methods: Overridden) -> Overridden:
+def _timed(point: str, methods: Overridden, hooks: Sequence[SessionRunHook]) -> Overridden:
     return tuple(
-        (place, hook, method if isinstance(hook, _Asking) else _timed_method(point, hook, method))
-        for place, hook, method in methods
+        (
+            place,
+            method if isinstance(hooks[place], _Asking) else _timed_method(point, hooks[place], method),
+        )
+        for place, method in methods
     )
 
 

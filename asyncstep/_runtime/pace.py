@@ -29,13 +29,17 @@ class Pace:
         cancel_point: on trio, what a run awaits when no turn is due; it raises or returns at once.
     """
 
-    __slots__ = ("_loop", "_scope_states", "cancel_point", "due")
+    __slots__ = ("_loop", "_scope_states", "_state", "_task", "cancel_point", "due")
 
     def __init__(self) -> None:
         self.due: float = 0.0
         self.cancel_point: Callable[[], Awaitable[None]] | None = None
         self._loop: AbstractEventLoop | None = None
         self._scope_states: Mapping[Any, Any] | None = None
+        self._task: Callable[[], Task[Any] | None] = (
+            _no_task  # whose run was the last, and what anyio has of it
+        )
+        self._state: Any = None
 
     def start(self) -> None:
         """Find out on which event loop the session runs."""
@@ -56,8 +60,22 @@ class Pace:
         task = current_task(self._loop)
         if task is None or task.cancelling() > 0 or self._scope_states is None:
             return True
-        state = self._scope_states.get(task)
-        return state is not None and state.cancel_scope is not None and _is_cancelled(state.cancel_scope)
+        if self._task() is task:
+            state = self._state
+        else:
+            key = ref(task)
+            state = self._scope_states.get(key)
+            if state is None:  # until the task enters its first scope
+                return False
+            self._task, self._state = key, state
+        scope = state.cancel_scope
+        while scope is not None:
+            if scope._cancel_called:
+                return True
+            if scope._shield:
+                return False
+            scope = scope._parent_scope
+        return False
 
     async def turn(self) -> None:
         """Give the event loop a turn if it is time. Checkpoint: always a cancel point."""
@@ -85,38 +103,38 @@ def anyio_scope_states() -> Mapping[Any, Any] | None:
 
     `checkpoint_if_cancelled` takes most of its time to find the loop and the task, which a `Pace` knows, and
     to be awaited, which is of use only where there is a cancellation. The record that it then looks at is
-    private, so it is tried here with two scopes; a run falls back to the public function where it differs.
+    private, so it is tried here with a few scopes; a run falls back to the public function where it differs.
     """
     try:
         from anyio._backends import _asyncio
 
-        states: Mapping[Any, Any] = _asyncio._task_states
-        task = current_task()
-        before = states.get(task)
+        record: Any = _asyncio._task_states
+        states: Mapping[Any, Any] = record.data  # by weak reference
+        key = ref(current_task())
+        before = states.get(key)
         around = None if before is None else before.cancel_scope
-        with anyio.CancelScope() as outer, anyio.CancelScope() as inner:  # noqa: ASYNC100 - only looked at
-            state = states.get(task)
+        outer: Any = anyio.CancelScope()
+        inner: Any = anyio.CancelScope()
+        with outer, inner:  # only looked at
+            state: Any = states[key]
             expected = (
-                state is not None
+                (before is None or before is state)
                 and state.cancel_scope is inner
                 and inner._parent_scope is outer
                 and outer._parent_scope is around
             )
-        expected = expected and states.get(task).cancel_scope is around  # type: ignore[union-attr]
-    except (ImportError, AttributeError, TypeError):
+        expected = expected and states[key] is state and state.cancel_scope is around
+        shielded: Any = anyio.CancelScope(shield=True)
+        shielded.cancel()
+        looks = [(scope._cancel_called, scope._shield) for scope in (inner, shielded)]
+        expected = expected and looks == [(False, False), (True, True)]
+    except (ImportError, AttributeError, KeyError, TypeError):
         return None
     return states if expected else None
 
 
-def _is_cancelled(scope: Any) -> bool:
-    """Whether a scope or one around it, up to the innermost shield, is cancelled."""
-    while scope is not None:
-        if scope.cancel_called:
-            return True
-        if scope.shield:
-            return False
-        scope = scope._parent_scope
-    return False
+def _no_task() -> None:
+    """What a reference to no task gives."""
 
 
 def runs_on_asyncio() -> bool:
